@@ -1,0 +1,102 @@
+"""A Field is a network read as a velocity field: what is trained, sampled, guided and measured is this one object.
+
+    v(x, t),  x1(x, t) = E[x1 | x_t = x],  noise(x, t) = E[x0 | x_t = x],  score(x, t)
+
+all from the one thing the network predicts, through ``path.convert``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowcore.paths import Affine, Prediction
+from flowcore.state import State, first_leaf, leaves, tree_map
+
+Network = Callable[[State, Tensor, Any], State]
+
+
+class Field:
+    """``Field(network, path, predicts)``; the network is called as ``network(x, t, condition)`` with t of shape (B,).
+
+    ``condition`` is what the network is told (labels, a prompt, a mask) for this batch; ``null`` is the value of one
+    sample's condition that tells it nothing, for classifier-free guidance. ``index`` is the ragged index, ``samples`` the number of samples in
+    a ragged batch. ``calls`` counts network evaluations over this field and every field made from it.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        path: Affine,
+        predicts: Prediction = "velocity",
+        condition: Any = None,
+        null: Any = None,
+        index: Any = None,
+        samples: int | None = None,
+    ) -> None:
+        self.network = network
+        self.path = path
+        self.predicts: Prediction = predicts
+        self.condition = condition
+        self.null = null
+        self.index = index
+        self.samples = samples
+        self._calls = [0]
+        self._last: tuple[Any, State, State, Any] | None = None  # key, output, and the x and t it belongs to
+
+    @property
+    def calls(self) -> int:
+        """Network evaluations so far (NFE); a doubled batch counts once."""
+        return self._calls[0]
+
+    def with_condition(self, condition: Any, index: Any = None, samples: int | None = None) -> "Field":
+        """The same field told something else; a ragged ``index`` may come with it. The call count is shared."""
+        index = self.index if index is None else index
+        samples = self.samples if samples is None else samples
+        other = Field(self.network, self.path, self.predicts, condition, self.null, index, samples)
+        other._calls = self._calls
+        return other
+
+    def null_condition(self) -> Any:
+        """The null condition, repeated to the shape of this batch's condition."""
+        return tree_map(lambda c, n: torch.as_tensor(n).to(c).expand_as(c), self.condition, self.null)
+
+    def predict(self, x: State, t: float | Tensor) -> State:
+        """The network's own output at (x, t), evaluated afresh."""
+        self._calls[0] += 1
+        leaf = first_leaf(x)
+        time = torch.as_tensor(t, dtype=leaf.dtype, device=leaf.device)
+        if time.ndim == 0:
+            time = time.expand(leaf.shape[0] if self.samples is None else self.samples)
+        return self.network(x, time, self.condition)
+
+    def velocity(self, x: State, t: float | Tensor) -> State:
+        """v(x, t) = E[d x_t / dt | x_t = x], shaped like x."""
+        return self._as("velocity", x, t)
+
+    __call__ = velocity
+
+    def x1(self, x: State, t: float | Tensor) -> State:
+        """E[x1 | x_t = x], shaped like x."""
+        return self._as("x1", x, t)
+
+    def noise(self, x: State, t: float | Tensor) -> State:
+        """E[x0 | x_t = x], shaped like x."""
+        return self._as("noise", x, t)
+
+    def score(self, x: State, t: float | Tensor) -> State:
+        """grad log p_t(x), for a Gaussian source; infinite at t = 1."""
+        return self._as("score", x, t)
+
+    def _as(self, wanted: Prediction, x: State, t: float | Tensor) -> State:
+        # Guidance asks for x1 and then the velocity at the same point: the last evaluation is kept, and known again by
+        # the identity and version of its tensors, so that an in-place change or another grad mode is never mistaken.
+        key = (
+            tuple((id(leaf), leaf._version) for leaf in leaves(x)),
+            (id(t), t._version) if isinstance(t, Tensor) else t,
+            torch.is_grad_enabled(),
+        )
+        if self._last is None or self._last[0] != key:
+            self._last = (key, self.predict(x, t), x, t)  # x and t too: an id is unique only while its object lives
+        return self.path.convert(self._last[1], x, t, self.predicts, wanted, self.index)

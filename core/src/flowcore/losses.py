@@ -1,0 +1,62 @@
+"""What is minimised: the regression of a field on the velocity (or data, noise, score) of coupled pairs.
+
+    loss = E_t E_(x0, x1) [ weight * metric(network(x_t, t), target) ]
+
+Its minimiser is the conditional expectation the sampler integrates (Lipman et al. 2023, arXiv 2210.02747).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowcore.couplings import Pairs
+from flowcore.field import Field
+from flowcore.state import State, branch
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+def l2() -> Metric:
+    """|prediction - target|^2 averaged over all but the first dimension: (B, ...) -> (B,)."""
+
+    def metric(prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).square().flatten(1).mean(1) if target.ndim > 1 else (prediction - target).square()
+
+    return metric
+
+
+def matching_loss(
+    field: Field,
+    pairs: Pairs,
+    t: Tensor,
+    metric: Metric | None = None,
+    index: Any = None,
+) -> Tensor:
+    """The matching loss per sample, shape (B,), multiplied by the pairs' weights over their mean.
+
+    ``t`` has shape (B,). A dict state adds up the losses of its leaves; in a ragged leaf the rows of a sample are
+    averaged first, so a large molecule weighs as much as a small one. Raises ``ValueError`` where the network's output
+    has another shape than its input.
+    """
+    x = field.path.interpolate(pairs.x0, pairs.x1, t, index)
+    prediction = field.predict(x, t)
+    target = field.path.target(field.predicts, pairs.x0, pairs.x1, t, index)
+    loss = _compare(prediction, target, metric or l2(), index, t.shape[0])
+    if pairs.weight is not None:
+        loss = loss * (pairs.weight / pairs.weight.mean()).to(loss.dtype)
+    return loss
+
+
+def _compare(prediction: State, target: State, metric: Metric, index: Any, samples: int) -> Tensor:
+    if not isinstance(target, Tensor):
+        parts = [_compare(prediction[key], target[key], metric, branch(index, key), samples) for key in target]
+        return torch.stack(parts).sum(0)
+    if prediction.shape != target.shape:
+        raise ValueError(f"the network returned {tuple(prediction.shape)} for a state of {tuple(target.shape)}")
+    rows = metric(prediction, target)
+    if index is None:
+        return rows
+    total = rows.new_zeros(samples).index_add(0, index, rows)
+    return total / torch.bincount(index, minlength=samples).clamp(min=1)

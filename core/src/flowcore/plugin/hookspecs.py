@@ -1,0 +1,71 @@
+"""The hooks a plugin may implement. Each is called once with ``register``, and every call of that is one component:
+
+    register(name, "module:attribute", summary="...", config="module:Model")
+
+The reference is text, so naming a component imports nothing; it is loaded when a run asks for it. ``name`` is lower
+case, unique within the kind and the plugin. With ``config`` (a pydantic model) the component is called as described
+below; without it the component is a function whose keyword parameters are its options, as the core's own paths,
+couplings, times and solvers are.
+"""
+
+from typing import Protocol
+
+from flowcore.plugin import hookspec
+
+
+class Register(Protocol):
+    """``register(name, reference, *, summary, config=None, default=False)``; ``default`` marks a plugin's own choice."""
+
+    def __call__(
+        self, name: str, reference: str, *, summary: str, config: str | None = None, default: bool = False
+    ) -> None: ...
+
+
+@hookspec
+def register_data(register: Register) -> None:
+    """Data sets: a class ``Data(config)`` that satisfies ``flowcore.plugin.contracts.Data``."""
+
+
+@hookspec
+def register_networks(register: Register) -> None:
+    """Networks: a factory ``(config, spec) -> torch.nn.Module`` whose forward is ``(x, t, condition)``, t of shape (B,)."""
+
+
+@hookspec
+def register_guidance(register: Register) -> None:
+    """Guidance: a factory ``(config, spec) -> flowcore.guidance.Guidance``, or a function of its options alone."""
+
+
+@hookspec
+def register_metrics(register: Register) -> None:
+    """Metrics: a function that satisfies ``flowcore.plugin.contracts.Metric``; further keyword parameters are options."""
+
+
+@hookspec
+def register_paths(register: Register) -> None:
+    """Probability paths: a function of its options that returns a ``flowcore.paths.Affine``."""
+
+
+@hookspec
+def register_couplings(register: Register) -> None:
+    """Couplings: a function of its options that returns a ``flowcore.couplings.Coupling``."""
+
+
+@hookspec
+def register_times(register: Register) -> None:
+    """Training-time distributions: a function of its options that returns a ``flowcore.times.Times``."""
+
+
+@hookspec
+def register_losses(register: Register) -> None:
+    """Loss metrics: a function of its options that returns ``(prediction, target) -> (B,)``."""
+
+
+@hookspec
+def register_solvers(register: Register) -> None:
+    """Solvers: a function of its options that returns a ``flowcore.solvers.Step``."""
+
+
+@hookspec
+def register_presets(register: Register) -> None:
+    """Presets: ``"package:path/in/package.yaml"``, a complete config; ``default=True`` marks the one `run` takes."""

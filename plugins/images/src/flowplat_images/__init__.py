@@ -1,0 +1,1 @@
+"""Images: data sets, networks, metrics and presets for flows on small pictures."""

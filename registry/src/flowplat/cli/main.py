@@ -1,0 +1,83 @@
+"""The command table, and the one place where errors become messages and exit codes."""
+
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+
+import click
+
+from flowcore import __version__
+from flowcore.errors import FlowError
+
+COMMANDS = {
+    "run": "train a preset of a plugin, evaluate it, sample from it, and report",
+    "sample": "draw samples from a trained run",
+    "list": "the plugins that are installed",
+    "info": "what a plugin brings: its components and their options",
+    "show-config": "the complete config that a run would use",
+}
+"""Every verb and its help line. A verb's module is imported when the verb is used, so ``--help`` stays quick."""
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = import_module(f"flowplat.cli.{name.replace('-', '_')}")
+        command: click.Command = module.command
+        command.help = f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.\n\n{command.help or ''}"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no verb is called {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Anywhere on the line, --debug shows the traceback of an error.",
+)
+@click.version_option(__version__, prog_name="platform")
+def _platform() -> None:
+    """Flow matching for the sciences: install the plugins you want, and run them."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the documented code (docs/reference/exit-codes.md)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        code = _platform.main([a for a in arguments if a != "--debug"], prog_name="platform", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("platform: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `platform list | head` is no error
+        sys.stderr.close()
+        sys.exit(0)
+    except FlowError as error:
+        if debug:
+            raise
+        click.echo(f"platform: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(f"platform: {type(error).__name__}: {error} (--debug shows where)", err=True)
+        sys.exit(1)

@@ -1,0 +1,35 @@
+"""Options and arguments that several verbs share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def as_json() -> Decorator:
+    """``--json``: machine-readable output on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def config_source(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a config is made from: the plugin, ``--preset``, ``-c``, ``--smoke`` and ``key=value``."""
+    for decorate in reversed(
+        (
+            click.argument("plugin"),
+            click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
+            click.option("--preset", metavar="NAME", help="A named config of the plugin; `platform info` lists them."),
+            click.option("-c", "--config", "file", metavar="FILE", help="A YAML config laid over the preset; - is stdin."),
+            click.option("--smoke", is_flag=True, help="Every part at a tiny size, done in seconds."),
+        )
+    ):
+        function = decorate(function)
+    return function
+
+
+def echo_json(data: Any) -> None:
+    """Print ``data`` as JSON."""
+    import json
+
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))

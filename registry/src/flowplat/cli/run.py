@@ -1,0 +1,73 @@
+"""``platform run``."""
+
+from pathlib import Path
+
+import click
+
+from flowplat.cli.options import as_json, config_source, echo_json
+
+
+@click.command("run")
+@config_source
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run folder; a new one under runs/ if not given.")
+@click.option("--dry-run", is_flag=True, help="Check the config, the data and the network, and train nothing.")
+@as_json()
+def command(
+    plugin: str, overrides: tuple[str, ...], preset: str | None, file: str | None, smoke: bool, out: Path | None,
+    dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """PLUGIN is an installed plugin, KEY=VALUE a setting such as train.steps=500.
+
+    The run folder holds the config, checkpoints, samples, figures and report.html.
+    """
+    from flowplat.config import resolve
+    from flowplat.experiment import Experiment
+    from flowplat.runner import execute
+
+    config = resolve(plugin, overrides, preset, file, smoke)
+    if dry_run:
+        _plan(Experiment(config), as_json)
+        return
+    finished = execute(config, out)
+    if as_json:
+        echo_json({"folder": str(finished.folder), "figures": finished.figures})
+        return
+    from flowplat.report import number, table
+
+    steps = [column["steps"] for column in finished.figures["by_steps"]]
+    click.echo(f"{'solver steps':24}" + "".join(f"{n:>10}" for n in steps) + f"{'floor':>10}  baselines")
+    for row in table(finished.figures):
+        values = "".join(f"{number(row['values'].get(n)):>10}" for n in steps)
+        baselines = ", ".join(f"{name} {number(value)}" for name, value in row["baselines"].items())
+        click.echo(f"{row['name']:24}{values}{number(row['floor']):>10}  {baselines}")
+    for name, figure in finished.figures["paths"].items():
+        click.echo(f"{name:24}{number(figure['value']):>10}")
+    click.echo(f"report: {finished.folder / 'report.html'}")
+
+
+def _plan(experiment: object, as_json: bool) -> None:
+    from flowcore.data import everything
+    from flowplat.experiment import Experiment
+
+    assert isinstance(experiment, Experiment)
+    config, spec = experiment.config, experiment.spec
+    source, network = experiment.data.train(), experiment.network()
+    everything(source, 2)
+    plan = {
+        "plugin": config.plugin,
+        "preset": config.preset,
+        "data": config.data.component.full_name,
+        "samples": len(source),
+        "state": str(spec.state),
+        "condition": str(spec.condition),
+        "network": config.network.component.full_name,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "steps": config.train.steps,
+        "epochs": round(config.train.steps * config.train.batch_size / len(source), 1),
+        "device": str(experiment.device),
+    }
+    if as_json:
+        echo_json(plan)
+    else:
+        for key, value in plan.items():
+            click.echo(f"{key:12}{value}")

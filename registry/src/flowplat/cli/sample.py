@@ -1,0 +1,44 @@
+"""``platform sample``."""
+
+from pathlib import Path
+
+import click
+
+from flowplat.cli.options import as_json, echo_json
+
+
+@click.command("sample")
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("-n", "--count", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")
+@click.option("--steps", type=click.IntRange(min=1), help="Solver steps; the run's own if not given.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed; the run's own if not given.")
+@click.option("--condition", metavar="TEXT", help="What to condition on, in the domain's words.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder; RUN/samples/<name> if not given.")
+@as_json()
+def command(
+    folder: Path, overrides: tuple[str, ...], count: int, steps: int | None, seed: int | None, condition: str | None,
+    out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """RUN is a run folder. KEY=VALUE changes its config, as in sample.solver=heun.
+
+    Samples are written in the plugin's own formats, with a picture of them all, sheet.png.
+    """
+    from flowcore.errors import InputError
+    from flowplat.model import load
+
+    model = load(folder, *overrides)
+    config = model.experiment.config
+    steps = config.sample.steps if steps is None else steps
+    seed = config.seed if seed is None else seed
+    target = out if out is not None else folder / "samples" / f"n{count}-steps{steps}-seed{seed}"
+    if target.exists() and any(target.iterdir()):
+        raise InputError(f"{target} is not empty; name a new folder with -o")
+    samples = model.sample(count, steps, seed, condition)
+    target.mkdir(parents=True, exist_ok=True)
+    model.data.write(samples, target)
+    (target / "sheet.png").write_bytes(model.data.show(samples))
+    if as_json:
+        echo_json({"folder": str(target), "count": count, "steps": steps, "nfe": samples.extra["calls"], "seed": seed})
+    else:
+        click.echo(target)

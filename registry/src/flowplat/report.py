@@ -1,0 +1,96 @@
+"""report.html: one self-contained page with the samples, the figures beside their floors and baselines, and the run."""
+
+import base64
+import io
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from flowplat.config import to_yaml
+from flowplat.rundir import RunDir, write_text
+from flowplat.settings import RunConfig
+
+
+def write_report(
+    run: RunDir, config: RunConfig, record: dict[str, Any], figures: dict[str, Any], picture: bytes, parameters: int
+) -> None:
+    """Write ``run.report``, and its pictures beside the samples."""
+    (run.samples / "sheet.png").write_bytes(picture)
+    pictures = Environment(
+        loader=PackageLoader("flowplat"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    pictures.filters["number"] = number
+    page = pictures.get_template("report.html").render(
+        config=config,
+        yaml=to_yaml(config),
+        record=record,
+        figures=figures,
+        rows=table(figures),
+        parameters=parameters,
+        sheet=_inline(picture, "image/png"),
+        loss=_inline(_loss_curve(run.rows()), "image/svg+xml"),
+        steps=_inline(_by_steps(figures), "image/svg+xml"),
+    )
+    write_text(run.report, page)
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, or a dash for what was not measured."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def table(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per figure: name, value by number of steps, floor, baselines."""
+    rows: dict[str, dict[str, Any]] = {}
+    for column in figures["by_steps"]:
+        for name, figure in column["figures"].items():
+            row = rows.setdefault(name, {"name": name, "values": {}, **figure})
+            row["values"][column["steps"]] = figure["value"]
+    return list(rows.values())
+
+
+def _inline(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _loss_curve(rows: list[dict[str, Any]]) -> bytes:
+    figure, axes = _axes("step", "training loss")
+    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], color="#2b6cb0", linewidth=1.2)
+    return _svg(figure)
+
+
+def _by_steps(figures: dict[str, Any]) -> bytes:
+    """The first metric against NFE, with its floor."""
+    figure, axes = _axes("network evaluations (NFE)", "")
+    rows = table(figures)
+    if rows:
+        first = rows[0]
+        nfe = {column["steps"]: column["nfe"] for column in figures["by_steps"]}
+        axes.plot([nfe[steps] for steps in first["values"]], list(first["values"].values()), "o-", color="#c05621")
+        axes.set_xscale("log")
+        axes.set_ylabel(first["name"])
+        for name, value in ([("floor", first["floor"])] if first["floor"] is not None else []) + list(
+            first["baselines"].items()
+        ):
+            axes.axhline(value, color="#718096", linewidth=0.8, linestyle="--")
+            axes.annotate(name, (nfe[max(nfe)], value), fontsize=8, va="bottom", ha="right", color="#4a5568")
+        if all(value > 0 for value in first["values"].values()):
+            axes.set_yscale("log")
+    return _svg(figure)
+
+
+def _axes(x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    figure = Figure(figsize=(5, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    return buffer.getvalue()

@@ -1,0 +1,90 @@
+"""The folder of one run: what goes where, and how it is written so that a crash leaves no half file."""
+
+import json
+import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flowcore.errors import InputError, MachineError
+
+log = logging.getLogger("flowplat")
+
+
+class RunDir:
+    """Paths inside a run folder, and the writing of its records."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "config.yaml"
+        self.provenance = folder / "provenance.json"
+        self.metrics = folder / "metrics.jsonl"
+        self.log = folder / "log.txt"
+        self.checkpoints = folder / "checkpoints"
+        self.samples = folder / "samples"
+        self.eval = folder / "eval"
+        self.figures = self.eval / "metrics.json"
+        self.report = folder / "report.html"
+
+    @classmethod
+    def create(cls, plugin: str, preset: str, out: Path | None) -> "RunDir":
+        """A new folder: ``out`` itself, or runs/<plugin>/<preset>/<UTC>-<hex>. Raises ``MachineError`` or
+        ``InputError`` when it cannot be made or holds something already."""
+        stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        folder = out if out is not None else Path("runs") / plugin / preset / stamp
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise InputError(f"{folder} is not empty; name a new folder with --out, or leave --out away")
+        except OSError as error:
+            raise MachineError(f"the run folder {folder} cannot be made: {error}") from error
+        return cls(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "RunDir":
+        """An existing run. Raises ``InputError`` when the folder is not one."""
+        if not (folder / "config.yaml").is_file():
+            raise InputError(f"{folder} is no run folder: it has no config.yaml")
+        return cls(folder)
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Send the ``flowplat`` log to log.txt while the run lasts."""
+        handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        level = log.level
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+            handler.close()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write ``data`` as JSON, whole or not at all."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text``, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

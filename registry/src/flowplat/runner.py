@@ -1,0 +1,117 @@
+"""A run from config to report: train, evaluate, sample, tell."""
+
+import logging
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowcore.errors import FlowError, MachineError
+from flowcore.training import checkpoints
+from flowcore.training.loop import TrainState, begin, fit
+from flowplat import provenance
+from flowplat.config import resolve, to_yaml
+from flowplat.evaluation import evaluate
+from flowplat.experiment import Experiment
+from flowplat.progress import progress
+from flowplat.report import write_report
+from flowplat.rundir import RunDir, write_json, write_text
+from flowplat.settings import RunConfig
+
+log = logging.getLogger("flowplat")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done: its folder and its figures (``evaluation.evaluate``)."""
+
+    folder: Path
+    figures: dict[str, Any]
+
+
+def run(
+    plugin: str,
+    *overrides: str,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    out: str | Path | None = None,
+    smoke: bool = False,
+) -> Finished:
+    """Train, evaluate, sample and report: ``run("images", "train.steps=500")``.
+
+    The arguments are those of ``platform run``, and the errors are those of ``flowcore.errors``.
+    """
+    return execute(resolve(plugin, overrides, preset, config, smoke), None if out is None else Path(out))
+
+
+def execute(config: RunConfig, out: Path | None) -> Finished:
+    """Carry a resolved config out in a new run folder."""
+    experiment = Experiment(config)
+    experiment.data.train()  # a fault of the data is told before a folder is made
+    run = RunDir.create(config.plugin, config.preset or "config", out)
+    record = provenance.collect(experiment)
+    write_text(run.config, to_yaml(config))
+    write_json(run.provenance, record)
+    with run.logging():
+        log.info("run folder %s", run.folder)
+        try:
+            figures = _stages(experiment, run, record)
+        except BaseException as error:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+            log.error("%s: %s\n%s", type(error).__name__, error, traceback.format_exc())
+            _end(run, record, status, code)
+            if isinstance(error, OSError) and not isinstance(error, FlowError):
+                raise MachineError(f"{error}; the run so far is in {run.folder}") from error
+            raise
+        _end(run, record, "done", 0)
+    return Finished(run.folder, figures)
+
+
+def _end(run: RunDir, record: dict[str, Any], status: str, code: int) -> None:
+    log.info("status %s, exit code %d", status, code)
+    try:
+        write_json(run.provenance, provenance.finish(record, status, code))
+    except OSError as error:  # a full disk must not hide the error that ended the run
+        log.error("provenance.json cannot be completed: %s", error)
+
+
+def _stages(experiment: Experiment, run: RunDir, record: dict[str, Any]) -> dict[str, Any]:
+    config = experiment.config
+    network = experiment.network()
+    count = sum(p.numel() for p in network.parameters())
+    log.info("%s on %s, %d parameters", config.network.component.full_name, experiment.device, count)
+    state = _train(experiment, run, begin(network, config.train))
+    trained = state.ema.module
+    figures = evaluate(experiment, trained, run)
+    write_json(run.figures, figures)
+    samples = experiment.sample(trained, config.sample.count, config.sample.steps, config.seed)
+    run.samples.mkdir(exist_ok=True)
+    experiment.data.write(samples, run.samples)
+    write_report(run, config, record, figures, experiment.data.show(samples), count)
+    return figures
+
+
+def _train(experiment: Experiment, run: RunDir, state: TrainState) -> TrainState:
+    config = experiment.config
+    with progress("train", config.train.steps, "step") as bar:
+
+        def logged(row: dict[str, Any]) -> None:
+            run.append_metrics(row)
+            log.info("step %d loss %.4f", row["step"], row["loss"])
+            bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+
+        def saved(state: TrainState) -> None:
+            checkpoints.save(run.checkpoints, state)
+
+        return fit(
+            state,
+            experiment.loss,
+            experiment.data.train(),
+            config.train,
+            config.seed,
+            logged,
+            saved,
+            after_step=lambda step: bar.update(),
+        )

@@ -1,0 +1,98 @@
+"""The settings of a run: what a config file may hold besides the options of the components it names."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flowcore.paths import Prediction
+from flowcore.training.settings import TrainSettings
+from flowplat.chosen import Chosen
+
+
+class Settings(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class SampleSettings(Settings):
+    """How samples are drawn."""
+
+    count: int = Field(100, ge=1, description="samples to draw")
+    steps: int = Field(100, ge=1, description="solver steps")
+    solver: Chosen = Field(description="the solver")
+    guidance: list[Chosen] = Field(default_factory=list, description="guidance, innermost first")
+    condition: str | None = Field(None, description="what to condition on, in the domain's words; null for a mix")
+    batch_size: int = Field(
+        256, ge=1, description="samples drawn at once; part of the seed, so it is the same on every machine"
+    )
+
+
+class EvalSettings(Settings):
+    """What is measured after training."""
+
+    count: int = Field(1000, ge=2, description="samples drawn for the metrics")
+    steps: list[Annotated[int, Field(ge=1)]] = Field(
+        default_factory=lambda: [1, 4, 100], min_length=1, description="numbers of solver steps to compare"
+    )
+    metrics: list[Chosen] = Field(default_factory=list, description="the plugin's metrics")
+    paths: int = Field(512, ge=2, description="paths followed for transport cost and straightness")
+
+
+class EngineSettings(Settings):
+    """Where it runs."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null for torch's own choice")
+
+
+class RunConfig(Settings):
+    """One complete run."""
+
+    plugin: str = Field(description="the plugin")
+    preset: str | None = Field(None, description="the preset the config started from")
+    seed: int = Field(0, ge=0, description="the source of every random draw")
+    smoke: bool = Field(False, description="use the data set's tiny version")
+    data: Chosen = Field(description="the data set")
+    network: Chosen = Field(description="the network")
+    path: Chosen = Field(description="the probability path")
+    coupling: Chosen = Field(description="how source and data are paired")
+    times: Chosen = Field(description="the distribution of training times")
+    loss: Chosen = Field(description="the loss metric")
+    predicts: Prediction = Field("velocity", description="what the network's output means")
+    train: TrainSettings = Field(default_factory=TrainSettings)  # type: ignore[arg-type]
+    sample: SampleSettings
+    eval: EvalSettings
+    engine: EngineSettings = Field(default_factory=EngineSettings)  # type: ignore[arg-type]
+
+
+CHOICES = {
+    "data": "data",
+    "network": "network",
+    "path": "path",
+    "coupling": "coupling",
+    "times": "times",
+    "loss": "loss",
+    "sample.solver": "solver",
+    "sample.guidance": "guidance",
+    "eval.metrics": "metric",
+}
+"""Where a config names components, and of which kind; the last two are lists."""
+
+DEFAULTS = {
+    "path": "linear",
+    "coupling": "independent",
+    "times": "uniform",
+    "loss": "l2",
+    "sample": {"solver": "euler"},
+    "eval": {},
+}
+"""The components a config need not name."""
+
+SMOKE = {
+    "smoke": True,
+    "train": {"steps": 30, "batch_size": 32, "log_every": 5, "checkpoint_every": 15, "warmup": 0},
+    "sample": {"count": 16, "steps": 4},
+    "eval": {"count": 64, "steps": [1, 4], "paths": 16},
+}
+"""What ``--smoke`` sets: every part of a run, at a size that ends in seconds."""
