@@ -60,7 +60,11 @@ class Rows:
     """A source held in memory: row i of every tensor is sample i. ``transform`` augments each batch drawn."""
 
     def __init__(
-        self, x1: State, condition: Any = None, extra: dict[str, Tensor] | None = None, transform: Transform | None = None
+        self,
+        x1: State,
+        condition: Any = None,
+        extra: dict[str, Tensor] | None = None,
+        transform: Transform | None = None,
     ) -> None:
         self.all = Batch(x1, condition, extra=extra or {})
         self.transform = transform

@@ -21,8 +21,9 @@ class Field:
     """``Field(network, path, predicts)``; the network is called as ``network(x, t, condition)`` with t of shape (B,).
 
     ``condition`` is what the network is told (labels, a prompt, a mask) for this batch; ``null`` is the value of one
-    sample's condition that tells it nothing, for classifier-free guidance. ``index`` is the ragged index, ``samples`` the number of samples in
-    a ragged batch. ``calls`` counts network evaluations over this field and every field made from it.
+    sample's condition that tells it nothing, for classifier-free guidance. ``index`` is the ragged index, ``samples``
+    the number of samples in a ragged batch. ``calls`` counts network evaluations over this field and every field made
+    from it.
     """
 
     def __init__(

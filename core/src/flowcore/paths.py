@@ -122,7 +122,7 @@ def _unknown(kind: str) -> str:
 
 
 def linear() -> Affine:
-    """x_t = t x1 + (1 - t) x0: straight lines, rectified flow and conditional OT (Liu et al. 2022, arXiv 2209.03003)."""
+    """x_t = t x1 + (1 - t) x0: straight lines, rectified flow and conditional OT (Liu et al., arXiv 2209.03003)."""
     return Affine("linear", lambda t: t, lambda t: 1 - t, torch.ones_like, lambda t: -torch.ones_like(t))
 
 

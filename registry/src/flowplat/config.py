@@ -141,7 +141,7 @@ def _override(text: str) -> Plain:
     nested: Any = parse(value, f"the value of {key}")
     for part in reversed(key.split(".")):
         nested = {part: nested}
-    return nested  # type: ignore[no-any-return]
+    return nested
 
 
 def _validate(layers: Layers, manager: Manager) -> RunConfig:
@@ -154,14 +154,16 @@ def _validate(layers: Layers, manager: Manager) -> RunConfig:
     def choose(key: str, kind: str, value: Any) -> Chosen | None:
         named = {"name": value} if isinstance(value, str) else value
         if not isinstance(named, dict) or not isinstance(named.get("name"), str):
-            return fault(key, f"should name a {kind}, such as {{name: ...}}")
+            fault(key, f"should name a {kind}, such as {{name: ...}}")
+            return None
         plugin = named["name"].partition("/")[0]
         try:
             if "/" in named["name"] and plugin != CORE:
                 manager.load(plugin)
             component = manager.components.find(kind, named["name"])
         except UsageError as error:
-            return fault(key, str(error))
+            fault(key, str(error))
+            return None
         model = component.model()
         try:
             return Chosen(component, model.model_validate({k: v for k, v in named.items() if k != "name"}))
@@ -214,7 +216,7 @@ def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> Iter
 
 
 def _suggest(model: type[BaseModel], path: list[str], prefix: str) -> str:
-    """"did you mean" for an unknown key: a sibling by a similar name, else a key elsewhere by that name."""
+    """ "did you mean" for an unknown key: a sibling by a similar name, else a key elsewhere by that name."""
     here: type[BaseModel] | None = model
     for part in path[:-1]:
         info = here.model_fields.get(part) if here else None

@@ -64,7 +64,11 @@ class Experiment:
 
     def field(self, network: nn.Module, condition: State | None = None) -> Field:
         """``network`` read as a field."""
-        null = None if self.spec.null is None else tree_map(lambda n: torch.as_tensor(n, device=self.device), self.spec.null)
+        null = (
+            None
+            if self.spec.null is None
+            else tree_map(lambda n: torch.as_tensor(n, device=self.device), self.spec.null)
+        )
         return Field(network, self.path, self.config.predicts, condition, null)
 
     @cached_property

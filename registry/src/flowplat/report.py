@@ -17,7 +17,11 @@ def write_report(
     """Write ``run.report``, and its pictures beside the samples."""
     (run.samples / "sheet.png").write_bytes(picture)
     pictures = Environment(
-        loader=PackageLoader("flowplat"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("flowplat"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     pictures.filters["number"] = number
     page = pictures.get_template("report.html").render(
@@ -36,7 +40,7 @@ def write_report(
 
 def number(value: float | None) -> str:
     """Four significant digits, or a dash for what was not measured."""
-    return "–" if value is None else f"{value:.4g}"
+    return "-" if value is None else f"{value:.4g}"
 
 
 def table(figures: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The settings of a run: what a config file may hold besides the options of the components it names."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 

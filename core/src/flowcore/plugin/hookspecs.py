@@ -14,7 +14,7 @@ from flowcore.plugin import hookspec
 
 
 class Register(Protocol):
-    """``register(name, reference, *, summary, config=None, default=False)``; ``default`` marks a plugin's own choice."""
+    """How a component is registered; ``default=True`` marks the preset that ``run`` takes when none is named."""
 
     def __call__(
         self, name: str, reference: str, *, summary: str, config: str | None = None, default: bool = False
@@ -28,7 +28,7 @@ def register_data(register: Register) -> None:
 
 @hookspec
 def register_networks(register: Register) -> None:
-    """Networks: a factory ``(config, spec) -> torch.nn.Module`` whose forward is ``(x, t, condition)``, t of shape (B,)."""
+    """Networks: a factory ``(config, spec) -> torch.nn.Module`` with forward ``(x, t, condition)``, t of shape (B,)."""
 
 
 @hookspec
@@ -38,7 +38,7 @@ def register_guidance(register: Register) -> None:
 
 @hookspec
 def register_metrics(register: Register) -> None:
-    """Metrics: a function that satisfies ``flowcore.plugin.contracts.Metric``; further keyword parameters are options."""
+    """Metrics: a ``flowcore.plugin.contracts.Metric``, a function whose further keyword parameters are its options."""
 
 
 @hookspec

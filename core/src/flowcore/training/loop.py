@@ -32,9 +32,7 @@ class TrainState:
 
 def begin(network: nn.Module, settings: TrainSettings) -> TrainState:
     """A state at step 0."""
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     return TrainState(network, averaged(network, settings.ema), optimizer)
 
 

@@ -6,6 +6,8 @@ import click
 
 from flowplat.cli.options import as_json, echo_json
 
+KINDS = ("preset", "data", "network", "guidance", "metric", "path", "coupling", "times", "loss", "solver")
+
 
 @click.command("info")
 @click.argument("plugin")
@@ -18,7 +20,7 @@ def command(plugin: str, as_json: bool) -> None:
     manager = Manager()
     if plugin != CORE:
         manager.load(plugin)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "kind": component.kind,
             "name": component.name,
@@ -26,7 +28,7 @@ def command(plugin: str, as_json: bool) -> None:
             "default": component.default,
             "options": [] if component.kind == "preset" else _options(component.model()),
         }
-        for component in manager.components.of(plugin=plugin)
+        for component in sorted(manager.components.of(plugin=plugin), key=lambda c: KINDS.index(c.kind))
     ]
     if as_json:
         echo_json({"plugin": plugin, "components": rows})
@@ -38,20 +40,16 @@ def command(plugin: str, as_json: bool) -> None:
             click.secho(kind, bold=True)
         click.echo(f"  {row['name']:18}{row['summary']}{' (default)' if row['default'] else ''}")
         for option in row["options"]:
-            click.echo(f"    {option['name']:16}{option['type']:24}{option['default']:14}{option['description']}".rstrip())
+            kind_of = f"{option['type']}{option['bounds']}"
+            click.echo(f"    {option['name']:18}{kind_of:22}{option['default']:12}{option['description']}".rstrip())
 
 
 def _options(model: Any) -> list[dict[str, str]]:
-    def bounds(info: Any) -> str:
-        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-        return "".join(
-            f" {sign} {getattr(limit, name)}" for limit in info.metadata for name, sign in signs.items() if hasattr(limit, name)
-        )
-
     return [
         {
             "name": name,
-            "type": _type(info.annotation) + bounds(info),
+            "type": _type(info.annotation),
+            "bounds": _bounds(info),
             "default": "required" if info.is_required() else str(info.get_default(call_default_factory=True)),
             "description": info.description or "",
         }
@@ -60,6 +58,12 @@ def _options(model: Any) -> list[dict[str, str]]:
 
 
 def _type(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(
-        annotation
-    ).replace("typing.", "").replace("pathlib.", "")  # fmt: skip
+    plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
+    return annotation.__name__ if plain else str(annotation).replace("typing.", "")
+
+
+def _bounds(info: Any) -> str:
+    """A field's limits, such as " >= 1"."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [(sign, getattr(one, name)) for one in info.metadata for name, sign in signs.items() if hasattr(one, name)]
+    return "".join(f" {sign} {limit}" for sign, limit in limits)

@@ -1,7 +1,9 @@
 """The command table, and the one place where errors become messages and exit codes."""
 
+import inspect
 import sys
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 
 import click
@@ -19,17 +21,19 @@ COMMANDS = {
 """Every verb and its help line. A verb's module is imported when the verb is used, so ``--help`` stays quick."""
 
 
+@cache
+def _command(name: str) -> click.Command:
+    command: click.Command = import_module(f"flowplat.cli.{name.replace('-', '_')}").command
+    command.help = f"{COMMANDS[name].capitalize()}.\n\n{inspect.cleandoc(command.help or '')}"
+    return command
+
+
 class _Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        module = import_module(f"flowplat.cli.{name.replace('-', '_')}")
-        command: click.Command = module.command
-        command.help = f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.\n\n{command.help or ''}"
-        return command
+        return _command(name) if name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
@@ -51,7 +55,7 @@ class _Verbs(click.Group):
     epilog="Anywhere on the line, --debug shows the traceback of an error.",
 )
 @click.version_option(__version__, prog_name="platform")
-def _platform() -> None:
+def group() -> None:
     """Flow matching for the sciences: install the plugins you want, and run them."""
 
 
@@ -60,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
-        code = _platform.main([a for a in arguments if a != "--debug"], prog_name="platform", standalone_mode=False)
+        code = group.main([a for a in arguments if a != "--debug"], prog_name="platform", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()

@@ -20,7 +20,9 @@ def config_source(function: Callable[..., Any]) -> Callable[..., Any]:
             click.argument("plugin"),
             click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
             click.option("--preset", metavar="NAME", help="A named config of the plugin; `platform info` lists them."),
-            click.option("-c", "--config", "file", metavar="FILE", help="A YAML config laid over the preset; - is stdin."),
+            click.option(
+                "-c", "--config", "file", metavar="FILE", help="A YAML config laid over the preset; - is stdin."
+            ),
             click.option("--smoke", is_flag=True, help="Every part at a tiny size, done in seconds."),
         )
     ):

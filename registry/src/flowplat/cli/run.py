@@ -9,7 +9,9 @@ from flowplat.cli.options import as_json, config_source, echo_json
 
 @click.command("run")
 @config_source
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run folder; a new one under runs/ if not given.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="The run folder; a new one under runs/ if not given."
+)
 @click.option("--dry-run", is_flag=True, help="Check the config, the data and the network, and train nothing.")
 @as_json()
 def command(

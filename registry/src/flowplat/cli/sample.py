@@ -14,7 +14,9 @@ from flowplat.cli.options import as_json, echo_json
 @click.option("--steps", type=click.IntRange(min=1), help="Solver steps; the run's own if not given.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed; the run's own if not given.")
 @click.option("--condition", metavar="TEXT", help="What to condition on, in the domain's words.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder; RUN/samples/<name> if not given.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder; RUN/samples/<name> if not given."
+)
 @as_json()
 def command(
     folder: Path, overrides: tuple[str, ...], count: int, steps: int | None, seed: int | None, condition: str | None,

@@ -1,0 +1,60 @@
+# Two commands set a fresh machine up: `make run` and `make test`. Both are quick the second time.
+
+PYTHON ?= python3
+PLUGIN ?= images
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+ALL    := $(notdir $(wildcard plugins/*))
+
+.PHONY: run test test-slow lint types docs install clean help
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
+	@echo "  make run PLUGIN=name	another plugin: $(ALL)"
+
+run: $(VENV)/.platform $(VENV)/.plugin-$(PLUGIN)   ## install the platform and one plugin, and run its default preset
+	$(BIN)/platform run $(PLUGIN)
+
+test: install lint types   ## everything installed; lint, types, every test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+test-slow: install   ## the checks that train for longer
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+docs: install     ## renew the generated pages of docs/reference
+	$(BIN)/python docs/generate.py
+
+install: $(VENV)/.dev $(ALL:%=$(VENV)/.plugin-%)   ## the platform, its tools and every plugin, editable, in .venv
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "flowplat needs Python 3.11 or newer; name one with make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.platform: $(VENV)/.python pyproject.toml constraints.txt
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.platform
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.plugin-%: $(VENV)/.platform plugins/%/pyproject.toml
+	$(PIP) -e plugins/$*
+	@touch $@
+
+plugins/%/pyproject.toml:
+	@echo "there is no plugin $*; there are: $(ALL)" && exit 1
+
+clean:           ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
