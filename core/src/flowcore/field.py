@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcore.paths import Affine, Prediction
-from flowcore.state import State, first_leaf, leaves, tree_map
+from flowcore.paths import Affine, Path, Prediction
+from flowcore.state import State, expand, first_leaf, leaves, tree_map
 
 Network = Callable[[State, Tensor, Any], State]
 
@@ -29,7 +29,7 @@ class Field:
     def __init__(
         self,
         network: Network,
-        path: Affine,
+        path: Path,
         predicts: Prediction = "velocity",
         condition: Any = None,
         null: Any = None,
@@ -43,6 +43,7 @@ class Field:
         self.null = null
         self.index = index
         self.samples = samples
+        self.draws: torch.Generator | None = None  # for guidance that draws noise; set by the solver
         self._calls = [0]
         self._last: tuple[Any, State, State, Any] | None = None  # key, output, and the x and t it belongs to
 
@@ -57,6 +58,7 @@ class Field:
         samples = self.samples if samples is None else samples
         other = Field(self.network, self.path, self.predicts, condition, self.null, index, samples)
         other._calls = self._calls
+        other.draws = self.draws
         return other
 
     def null_condition(self) -> Any:
@@ -101,3 +103,29 @@ class Field:
         if self._last is None or self._last[0] != key:
             self._last = (key, self.predict(x, t), x, t)  # x and t too: an id is unique only while its object lives
         return self.path.convert(self._last[1], x, t, self.predicts, wanted, self.index)
+
+
+def change_path(field: Field, path: Affine) -> Field:
+    """The same model sampled along another path with the same source and coupling, without training.
+
+    E[x1 | x] and E[x0 | x] belong to the ratio alpha : sigma and not to the path. With t the time at which the old path
+    has the new one's ratio at r, and S = (alpha_new + sigma_new)(r) / (alpha + sigma)(t),
+
+        v_new(x, r) = alpha_new'(r) x1(x / S, t) + sigma_new'(r) noise(x / S, t),
+
+    which divides by no coefficient, so both ends are reached. For tensor states on affine paths; raises ``ValueError``
+    for others. (The change of schedule of Lipman et al. 2024, arXiv 2412.06264.)
+    """
+    old = field.path
+    if not isinstance(old, Affine):
+        raise ValueError("change_path takes a field on an affine path")
+
+    def network(x: Tensor, r: Tensor, condition: Any) -> Tensor:
+        a, s, da, ds = path.coefficients(r)
+        t = old.inverse(a, s)
+        scale = (a + s) / (old.alpha(t) + old.sigma(t))
+        told = field.with_condition(condition)
+        there = x / expand(scale, x)
+        return expand(da, x) * told.x1(there, t) + expand(ds, x) * told.noise(there, t)
+
+    return Field(network, path, "velocity", field.condition, field.null)

@@ -4,21 +4,31 @@
     state(field, x, t, dt) -> x         after every step, and at the end with dt = 0
 
 A guidance object overrides one or both. A list composes: the first is innermost for velocities, and first in order for
-states. ``dt`` is the length of the step under way (velocity) or to come (state).
+states. ``dt`` is the length of the step under way (velocity) or to come (state). ``field`` is a ``Field``: its x1,
+noise and score at the point of the last velocity cost no further network call.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from flowcore.field import Field
-from flowcore.state import State, add, first_leaf, tree_map
+from flowcore.state import State, add, expand, tree_map
+
+Loss = Callable[[Tensor], Tensor]
+"""A loss of predicted data, (B, ...) -> (B,), differentiable."""
+
+EARLY = 1e-3
+"""Times below this count as this where a factor divides by alpha(t): the data say nothing about x there yet."""
 
 
 class Guidance:
     """No guidance: the identity in both places."""
+
+    needs_steps = False
+    """Whether ``velocity`` uses ``dt``, which an adaptive solver does not have."""
 
     def velocity(self, field: Field, x: State, t: Tensor, dt: float) -> State:
         """The guided velocity at (x, t), shaped like x."""
@@ -36,10 +46,9 @@ class Guided(Field):
     """
 
     def __init__(self, field: Field, guidance: Guidance) -> None:
-        super().__init__(
-            field.network, field.path, field.predicts, field.condition, field.null, field.index, field.samples
-        )
+        super().__init__(field.network, field.path, "velocity", field.condition, field.null, field.index, field.samples)
         self._calls = field._calls
+        self.draws = field.draws
         self.inner = field
         self.guidance = guidance
         self._dt = 0.0
@@ -60,20 +69,20 @@ class Guided(Field):
         other.dt = self.dt
         return other
 
-    def _as(self, wanted: Any, x: State, t: float | Tensor) -> State:
-        v = self.guidance.velocity(self.inner, x, torch.as_tensor(t, device=first_leaf(x).device), self.dt)
-        return self.path.convert(v, x, t, "velocity", wanted, self.index)
+    def predict(self, x: State, t: float | Tensor) -> State:
+        return self.guidance.velocity(self.inner, x, torch.as_tensor(t), self.dt)
 
 
-def compose(field: Field, guidance: Sequence[Guidance]) -> Field:
-    """``field`` under each guidance in turn; the field itself when there is none."""
+def compose(field: Field, guidance: Sequence[Guidance], draws: torch.Generator | None = None) -> Field:
+    """``field`` under each guidance in turn; ``draws`` is the generator for guidance that draws noise."""
+    field.draws = draws
     for one in guidance:
         field = Guided(field, one)
     return field
 
 
 class ClassifierFree(Guidance):
-    """v(null) + w (v(c) - v(null)): w = 1 follows the condition, w = 0 ignores it, w > 1 exaggerates it."""
+    """See ``classifier_free``."""
 
     def __init__(self, scale: float, interval: tuple[float, float]) -> None:
         self.scale = scale
@@ -94,6 +103,8 @@ class ClassifierFree(Guidance):
 
 def _both(field: Field, x: State, t: Tensor, null: Any) -> tuple[State, State]:
     """v under the condition and under the null condition, from one evaluation of a doubled batch."""
+    if field.index is not None:  # rows of a ragged batch cannot be doubled by stacking
+        return field.velocity(x, t), field.with_condition(null).velocity(x, t)
     twice = tree_map(lambda leaf: torch.cat([leaf, leaf]), x)
     condition = tree_map(lambda c, n: torch.cat([c, n]), field.condition, null)
     time = t if t.ndim == 0 else torch.cat([t, t])
@@ -102,9 +113,191 @@ def _both(field: Field, x: State, t: Tensor, null: Any) -> tuple[State, State]:
 
 
 def classifier_free(scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
-    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), limited to t in ``interval``.
+    """v(null) + w (v(c) - v(null)): w = 1 follows the condition, w = 0 ignores it, w > 1 exaggerates it.
 
-    The identity at scale 1 (the plain conditional field) and outside the interval (Kynkaanniemi et al. 2024,
-    arXiv 2404.07724).
+    One evaluation of a doubled batch. The identity at w = 1 and outside ``interval``, where t is early or late (Ho and
+    Salimans 2022, arXiv 2207.12598; the interval is Kynkaanniemi et al. 2024, arXiv 2404.07724).
     """
     return ClassifierFree(scale, interval)
+
+
+def _pull(field: Field, t: Tensor, x: Tensor) -> Tensor:
+    """W sigma / alpha, the factor that turns a gradient of log p(y | x, t) into a velocity (paths, score -> v)."""
+    late = torch.clamp(torch.as_tensor(t, dtype=x.dtype, device=x.device), min=EARLY)
+    a, s, da, ds = field.path.coefficients(expand(late, x))  # type: ignore[union-attr]
+    return (da * s - ds * a) * s / a
+
+
+class Classifier(Guidance):
+    """See ``classifier``."""
+
+    def __init__(self, log_likelihood: Callable[[Tensor, Tensor], Tensor], scale: float) -> None:
+        self.log_likelihood = log_likelihood
+        self.scale = scale
+
+    def velocity(self, field: Field, x: State, t: Tensor, dt: float) -> State:
+        v = field.velocity(x, t)
+        if self.scale == 0:
+            return v
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.log_likelihood(leaf, t).sum(), leaf)
+        return v + self.scale * _pull(field, t, x) * gradient
+
+
+def classifier(log_likelihood: Callable[[Tensor, Tensor], Tensor], scale: float = 1.0) -> Guidance:
+    """v + w (W sigma / alpha) grad_x log p(y | x, t), W = alpha' sigma - sigma' alpha.
+
+    ``log_likelihood(x, t) -> (B,)`` is that of noisy x. The factor is what makes w = 1 the exact posterior flow for a
+    Gaussian source, and depends on t (Dhariwal and Nichol 2021, arXiv 2105.05233, for any affine path).
+    """
+    return Classifier(log_likelihood, scale)
+
+
+class GradientSkipping(Guidance):
+    """See ``gradient_skipping``."""
+
+    needs_steps = True
+
+    def __init__(self, loss: Loss, rate: float, repeats: int) -> None:
+        self.loss, self.rate, self.repeats = loss, rate, repeats
+
+    def velocity(self, field: Field, x: State, t: Tensor, dt: float) -> State:
+        with torch.no_grad():
+            v = field.velocity(x, t)
+        if self.rate == 0 or dt == 0 or float(t) + dt >= field.path.stop - 1e-6:
+            return v
+        moved = x.detach()
+        for _ in range(self.repeats):
+            with torch.enable_grad():
+                data = field.path.convert(v, moved, t, "velocity", "x1").detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(self.loss(data).sum(), data)
+            moved = moved - self.rate * gradient
+        return v + (moved - x) / dt
+
+
+def gradient_skipping(loss: Loss, rate: float, repeats: int = 1) -> Guidance:
+    """v - (eta / dt) grad_x1 L(x1): the state is moved by the gradient of the predicted data, not through the network.
+
+    An Euler step then gives x - eta g + dt v with the old v: one network call a step and no backward through it.
+    ``repeats`` forms x1 again from the moved state and the same v. The last step is left alone. (Patel et al. 2024,
+    arXiv 2412.00100, FlowChef.)
+    """
+    return GradientSkipping(loss, rate, repeats)
+
+
+class Observation(Guidance):
+    """See ``observation``."""
+
+    def __init__(self, loss: Loss, scale: float, place: str) -> None:
+        self.loss, self.scale, self.place = loss, scale, place
+
+    def _gradient(self, field: Field, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """v and grad_x L(E[x1 | x]), through the network, from one evaluation."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            v = field.velocity(leaf, t)
+            (gradient,) = torch.autograd.grad(self.loss(field.x1(leaf, t)).sum(), leaf)
+        return v.detach(), gradient
+
+    def velocity(self, field: Field, x: State, t: Tensor, dt: float) -> State:
+        if self.place != "velocity" or self.scale == 0:
+            return field.velocity(x, t)
+        v, gradient = self._gradient(field, x, t)
+        return v - self.scale * _pull(field, t, x) * gradient
+
+    def state(self, field: Field, x: State, t: Tensor, dt: float) -> State:
+        if self.place != "state" or self.scale == 0 or dt == 0:
+            return x
+        return x - self.scale * dt * _pull(field, t, x) * self._gradient(field, x, t)[1]
+
+
+def observation(loss: Loss, scale: float = 1.0, place: Literal["velocity", "state"] = "velocity") -> Guidance:
+    """v - w (W sigma / alpha) grad_x L(E[x1 | x]), differentiated through the network.
+
+    The loss is a negative log-likelihood of what was observed given the data: ``squared_error`` or ``quantile``. In the
+    place "velocity" this is diffusion posterior sampling (Chung et al. 2022, arXiv 2209.14687); in the place "state"
+    the same shift, times dt, is made once after each step (Kollovieh et al. 2023, arXiv 2307.11494).
+    """
+    if place not in ("velocity", "state"):
+        raise ValueError(f"place must be 'velocity' or 'state', not {place!r}")
+    return Observation(loss, scale, place)
+
+
+def squared_error(observed: Tensor, mask: Tensor, variance: float = 1.0) -> Loss:
+    """|mask (observed - x1)|^2 / (2 variance) summed: -log N(observed; x1, variance) up to a constant."""
+
+    def loss(x1: Tensor) -> Tensor:
+        return ((observed - x1) * mask).square().flatten(1).sum(1) / (2 * variance)
+
+    return loss
+
+
+def quantile(observed: Tensor, mask: Tensor, levels: Tensor | None = None) -> Loss:
+    """sum over observed entries of max(q e, (q - 1) e), e = observed - x1, one level q a sample.
+
+    Sample k of S takes q = (k + 1) / (S + 1) by default, so that a batch of samples spreads over the quantiles of the
+    predictive distribution (Kollovieh et al. 2023, arXiv 2307.11494).
+    """
+
+    def loss(x1: Tensor) -> Tensor:
+        count = len(x1)
+        q = torch.arange(1, count + 1, dtype=x1.dtype, device=x1.device) / (count + 1) if levels is None else levels
+        e, q = (observed - x1) * mask, expand(q, x1)
+        return torch.maximum(q * e, (q - 1) * e).flatten(1).sum(1)
+
+    return loss
+
+
+class LinearConstraint(Guidance):
+    """See ``linear_constraint``."""
+
+    def __init__(self, A: Tensor, b: Tensor, covariance: Tensor | None, noise: float, last_only: bool) -> None:
+        self.A, self.b, self.last_only = A, b, last_only
+        spread = A.T if covariance is None else covariance @ A.T  # S A^T, (d, m)
+        gram = A @ spread + noise * torch.eye(len(A), dtype=A.dtype, device=A.device)
+        self.gain = torch.linalg.solve(gram, spread.T).T if noise > 0 else spread @ torch.linalg.pinv(gram)
+
+    def state(self, field: Field, x: State, t: Tensor, dt: float) -> State:
+        if self.last_only and dt != 0:
+            return x
+        flat = x.flatten(1)
+        miss = flat @ self.A.T - self.b
+        return (flat - miss @ self.gain.T).view_as(x)
+
+
+def linear_constraint(
+    A: Tensor, b: Tensor, covariance: Tensor | None = None, noise: float = 0.0, last_only: bool = False
+) -> Guidance:
+    """x - S A^T (A S A^T + r I)^-1 (A x - b): the nearest state, in the metric S^-1, that obeys A x = b.
+
+    ``A`` (m, d) acts on flattened samples, ``b`` is (m,) or (B, m), ``covariance`` S (d, d) is I if not given. Redundant
+    rows of A are allowed. ``noise`` r > 0 makes the constraint soft: the posterior mean of N(x, S) given A x = b seen
+    with variance r. ``last_only`` acts on the final state alone. (Hansen et al. 2023, arXiv 2302.11002, ProbConserv.)
+    """
+    return LinearConstraint(A, b, covariance, noise, last_only)
+
+
+class Replacement(Guidance):
+    """See ``replacement``."""
+
+    def __init__(self, known: Tensor, mask: Tensor) -> None:
+        self.known, self.mask = known, mask.bool()
+
+    def state(self, field: Field, x: State, t: Tensor, dt: float) -> State:
+        if dt == 0:  # the end of the path, whatever time that is: what is known is put in exactly
+            return torch.where(self.mask, self.known.to(x), x)
+        if field.draws is None:
+            raise ValueError("replacement draws noise: pass solve(..., generator=...)")
+        known = self.known.to(x).expand_as(x)
+        source = field.path.draw_source(known, field.draws)
+        return torch.where(self.mask, field.path.interpolate(source, known, t), x)
+
+
+def replacement(known: Tensor, mask: Tensor) -> Guidance:
+    """x[mask] <- alpha known + sigma z with fresh z after each step, and known itself at the end.
+
+    Inpainting by replacement (Song et al. 2021, arXiv 2011.13456, appendix I): exact where known, consistent around it
+    only as far as the field can mend.
+    """
+    return Replacement(known, mask)

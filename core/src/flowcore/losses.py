@@ -16,13 +16,29 @@ from flowcore.field import Field
 from flowcore.state import State, branch
 
 Metric = Callable[[Tensor, Tensor], Tensor]
+Perceptual = Callable[[State, State, Tensor], Tensor]
 
 
 def l2() -> Metric:
     """|prediction - target|^2 averaged over all but the first dimension: (B, ...) -> (B,)."""
 
     def metric(prediction: Tensor, target: Tensor) -> Tensor:
-        return (prediction - target).square().flatten(1).mean(1) if target.ndim > 1 else (prediction - target).square()
+        return (prediction - target).square().reshape(len(target), -1).mean(1)
+
+    return metric
+
+
+def pseudo_huber(c: float = 0.00054) -> Metric:
+    """(sqrt(|d|^2 + (c n)^2) - c n) / n for a difference d of n numbers: (B, ...) -> (B,).
+
+    Like |d|^2 / (2 c n^2) near zero, like |d| / n far from it (Lee et al. 2024, arXiv 2405.20320).
+    """
+
+    def metric(prediction: Tensor, target: Tensor) -> Tensor:
+        difference = (prediction - target).reshape(len(target), -1)
+        n = difference.shape[1]
+        squared = difference.square().sum(1)
+        return squared / ((squared + (c * n) ** 2).sqrt() + c * n) / n  # the difference of roots, without cancellation
 
     return metric
 
@@ -33,17 +49,24 @@ def matching_loss(
     t: Tensor,
     metric: Metric | None = None,
     index: Any = None,
+    weight: Tensor | None = None,
+    perceptual: Perceptual | None = None,
 ) -> Tensor:
     """The matching loss per sample, shape (B,), multiplied by the pairs' weights over their mean.
 
     ``t`` has shape (B,). A dict state adds up the losses of its leaves; in a ragged leaf the rows of a sample are
-    averaged first, so a large molecule weighs as much as a small one. Raises ``ValueError`` where the network's output
-    has another shape than its input.
+    averaged first, so a large molecule weighs as much as a small one. ``weight`` (B,) multiplies the loss (importance
+    of t, ``times.weights(t)``). ``perceptual(x1_prediction, x1, t) -> (B,)`` is added: a distance between the data and
+    what the field makes of x_t. Raises ``ValueError`` where the network's output has another shape than its input.
     """
     x = field.path.interpolate(pairs.x0, pairs.x1, t, index)
     prediction = field.predict(x, t)
     target = field.path.target(field.predicts, pairs.x0, pairs.x1, t, index)
     loss = _compare(prediction, target, metric or l2(), index, t.shape[0])
+    if weight is not None:
+        loss = loss * weight.to(loss.dtype)
+    if perceptual is not None:
+        loss = loss + perceptual(field.path.convert(prediction, x, t, field.predicts, "x1", index), pairs.x1, t)
     if pairs.weight is not None:
         loss = loss * (pairs.weight / pairs.weight.mean()).to(loss.dtype)
     return loss

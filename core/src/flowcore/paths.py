@@ -8,7 +8,7 @@ Sources: Lipman et al. 2023 (arXiv 2210.02747), Albergo et al. 2023 (arXiv 2303.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -21,6 +21,7 @@ Prediction = Literal["velocity", "x1", "noise", "score"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 Scalar = Callable[[Tensor], Tensor]
 Source = Callable[[Tensor, torch.Generator], Tensor]
+END = 1e-3  # how far samplers keep from an end at which a coefficient is infinite
 
 
 def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -28,12 +29,30 @@ def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
+def student_t(dimension: float) -> Source:
+    """x0 = z / sqrt(chi2_D / D), one chi2 a sample: the perturbation kernel of PFGM++ at scale 1.
+
+    Every affine path with this source is a Poisson flow with D = ``dimension`` added dimensions: D = 1 is PFGM, D to
+    infinity Gaussian diffusion. E|x0|^2 = N D / (D - 2) for D > 2. There is no score for finite D. (Xu et al. 2023,
+    arXiv 2302.04265; the equality with the Student t is elementary.)
+    """
+
+    def draw(like: Tensor, generator: torch.Generator) -> Tensor:
+        z = gaussian(like, generator)
+        shape = torch.full((len(like),), dimension / 2, dtype=torch.float64, device=like.device)
+        chi2 = 2 * torch._standard_gamma(shape, generator=generator)  # torch.distributions takes no generator
+        return z * (dimension / chi2).sqrt().to(like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
+
+    return draw
+
+
 @dataclass(frozen=True)
 class Affine:
     """x_t = alpha(t) x1 + sigma(t) x0 with alpha' sigma - sigma' alpha > 0 on (0, 1).
 
-    ``start`` and ``stop`` bound the times a sampler may use: they leave out an end at which a coefficient is infinite.
-    All methods take states (tensors or dicts), ``t`` scalar or (B,), and an optional ragged ``index``.
+    ``inverse(a, s)`` is the time at which alpha : sigma = a : s, for a change of path. ``start`` and ``stop`` bound the
+    times a sampler may use: they leave out an end at which a coefficient is infinite. All methods take states (tensors
+    or dicts), ``t`` scalar or (B,), and an optional ragged ``index``.
     """
 
     name: str
@@ -41,6 +60,7 @@ class Affine:
     sigma: Scalar
     dalpha: Scalar
     dsigma: Scalar
+    inverse: Callable[[Tensor, Tensor], Tensor]
     source: Source = gaussian
     start: float = 0.0
     stop: float = 1.0
@@ -52,6 +72,11 @@ class Affine:
     def draw_source(self, like: State, generator: torch.Generator) -> State:
         """x0 from the source distribution, shaped like ``like``."""
         return tree_map(lambda leaf: self.source(leaf, generator), like)
+
+    def initial(self, x0: State) -> State:
+        """The state a sampler starts from: sigma(start) x0, which forgets alpha(start) x1 where alpha(0) is not 0."""
+        scale = self.sigma(torch.tensor(self.start, dtype=torch.float64)).item()
+        return x0 if scale == 1.0 else tree_map(lambda leaf: leaf * scale, x0)
 
     def interpolate(self, x0: State, x1: State, t: float | Tensor, index: Any = None) -> State:
         """x_t = alpha x1 + sigma x0."""
@@ -121,9 +146,36 @@ def _unknown(kind: str) -> str:
     return f"unknown prediction {kind!r}; one of {', '.join(PREDICTIONS)}"
 
 
-def linear() -> Affine:
-    """x_t = t x1 + (1 - t) x0: straight lines, rectified flow and conditional OT (Liu et al., arXiv 2209.03003)."""
-    return Affine("linear", lambda t: t, lambda t: 1 - t, torch.ones_like, lambda t: -torch.ones_like(t))
+def linear(floor: float = 0.0) -> Affine:
+    """x_t = t x1 + (1 - (1 - m) t) x0 with m = ``floor``: straight lines.
+
+    m = 0 is rectified flow (Liu et al. 2022, arXiv 2209.03003); m > 0 leaves noise of that size on the data and keeps
+    every conversion finite at t = 1 (Lipman et al. 2023, arXiv 2210.02747).
+    """
+    fall = 1 - floor
+    return Affine(
+        "linear",
+        lambda t: t,
+        lambda t: 1 - fall * t,
+        torch.ones_like,
+        lambda t: torch.full_like(t, -fall),
+        lambda a, s: a / (s + fall * a),
+    )
+
+
+def polynomial(power: float = 2.0) -> Affine:
+    """x_t = t^n x1 + (1 - t^n) x0, n = ``power`` > 0: straight lines run at another speed."""
+    if power <= 0:
+        raise ValueError(f"power must be positive, not {power}")
+    return Affine(
+        "polynomial",
+        lambda t: t**power,
+        lambda t: 1 - t**power,
+        lambda t: power * t ** (power - 1),
+        lambda t: -power * t ** (power - 1),
+        lambda a, s: (a / (a + s)) ** (1 / power),
+        start=0.0 if power >= 1 else END,
+    )
 
 
 def cosine() -> Affine:
@@ -135,4 +187,136 @@ def cosine() -> Affine:
         lambda t: torch.cos(half * t),
         lambda t: half * torch.cos(half * t),
         lambda t: -half * torch.sin(half * t),
+        lambda a, s: torch.atan2(a, s) / half,
     )
+
+
+def linear_vp() -> Affine:
+    """x_t = t x1 + sqrt(1 - t^2) x0: variance preserving; sigma' is infinite at t = 1, so sampling stops before it."""
+    return Affine(
+        "linear_vp",
+        lambda t: t,
+        lambda t: (1 - t * t).sqrt(),
+        torch.ones_like,
+        lambda t: -t / (1 - t * t).sqrt(),
+        lambda a, s: a / torch.hypot(a, s),
+        stop=1 - END,
+    )
+
+
+def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Affine:
+    """alpha = exp(-T/2), sigma = sqrt(1 - exp(-T)), T = (1-t)^2 (B - b)/2 + (1-t) b: the diffusion of Song et al. 2021
+    (arXiv 2011.13456) with b = ``beta_min``, B = ``beta_max``, in our direction of time.
+
+    alpha(0) = exp(-(B + b)/4) is small and not 0; sigma' is infinite at t = 1, so sampling stops before it.
+    """
+    rise = beta_max - beta_min
+
+    def exponent(t: Tensor) -> Tensor:
+        u = 1 - t
+        return u * u * rise / 2 + u * beta_min
+
+    def slope(t: Tensor) -> Tensor:  # -dT/dt
+        return (1 - t) * rise + beta_min
+
+    def alpha(t: Tensor) -> Tensor:
+        return torch.exp(-exponent(t) / 2)
+
+    def sigma(t: Tensor) -> Tensor:
+        return (-torch.expm1(-exponent(t))).sqrt()
+
+    def inverse(a: Tensor, s: Tensor) -> Tensor:
+        wanted = torch.log1p((s / a).square())
+        root = (beta_min**2 + 2 * rise * wanted).sqrt()
+        return 1 - 2 * wanted / (root + beta_min)
+
+    return Affine(
+        "vp",
+        alpha,
+        sigma,
+        lambda t: slope(t) * alpha(t) / 2,
+        lambda t: -slope(t) * alpha(t).square() / (2 * sigma(t)),
+        inverse,
+        stop=1 - END,
+    )
+
+
+def ve(sigma_max: float = 80.0) -> Affine:
+    """x_t = x1 + sigma_max (1 - t) x0: variance exploding, with the noise level linear in t.
+
+    A step in t is then a step in the noise level, as in EDM (Karras et al. 2022, arXiv 2206.00364); the EDM grid is
+    ``solvers.edm_grid``. With ``student_t`` as source this is PFGM++. alpha(0) = 1: sampling starts from sigma_max x0.
+    """
+    return Affine(
+        "ve",
+        torch.ones_like,
+        lambda t: sigma_max * (1 - t),
+        torch.zeros_like,
+        lambda t: torch.full_like(t, -sigma_max),
+        lambda a, s: 1 - s / (sigma_max * a),
+    )
+
+
+def general(alpha: Scalar, sigma: Scalar, name: str = "general", start: float = 0.0, stop: float = 1.0) -> Affine:
+    """A path from any two functions of t; derivatives by forward differentiation, the inverse by bisection."""
+
+    def derivative(f: Scalar) -> Scalar:
+        return lambda t: torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]
+
+    def inverse(a: Tensor, s: Tensor) -> Tensor:
+        low, high = torch.zeros_like(a), torch.ones_like(a)
+        for _ in range(60):
+            middle = (low + high) / 2
+            early = alpha(middle) * s < a * sigma(middle)
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return (low + high) / 2
+
+    return Affine(name, alpha, sigma, derivative(alpha), derivative(sigma), inverse, start=start, stop=stop)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A path for each key of a dict state: positions on one, charges on another; all share t.
+
+    ``target`` and ``convert`` use one kind of prediction for every leaf, or a dict of them.
+    """
+
+    paths: Mapping[str, Affine]
+
+    @property
+    def start(self) -> float:
+        """The latest start of the parts."""
+        return max(path.start for path in self.paths.values())
+
+    @property
+    def stop(self) -> float:
+        """The earliest stop of the parts."""
+        return min(path.stop for path in self.paths.values())
+
+    def draw_source(self, like: State, generator: torch.Generator) -> State:
+        """See ``Affine.draw_source``."""
+        return {key: path.draw_source(like[key], generator) for key, path in self.paths.items()}
+
+    def initial(self, x0: State) -> State:
+        """See ``Affine.initial``."""
+        return {key: path.initial(x0[key]) for key, path in self.paths.items()}
+
+    def interpolate(self, x0: State, x1: State, t: float | Tensor, index: Any = None) -> State:
+        """See ``Affine.interpolate``."""
+        return {key: p.interpolate(x0[key], x1[key], t, branch(index, key)) for key, p in self.paths.items()}
+
+    def target(self, wanted: Any, x0: State, x1: State, t: float | Tensor, index: Any = None) -> State:
+        """See ``Affine.target``."""
+        return {
+            key: p.target(branch(wanted, key), x0[key], x1[key], t, branch(index, key)) for key, p in self.paths.items()
+        }
+
+    def convert(self, value: State, x: State, t: float | Tensor, given: Any, wanted: Any, index: Any = None) -> State:
+        """See ``Affine.convert``."""
+        return {
+            key: p.convert(value[key], x[key], t, branch(given, key), branch(wanted, key), branch(index, key))
+            for key, p in self.paths.items()
+        }
+
+
+Path = Affine | Product

@@ -2,20 +2,23 @@
 
     d x / d t = v(x, t)   from t = 0 to t = 1.
 
-``solve`` is one loop for every method. A method is a function ``step(field, x, t, r) -> x`` from time t to time r,
-made fresh for each solve by a factory in ``METHODS``.
+``solve`` is one loop for every method. A method is a function ``step(field, x, t, r, h) -> x`` from time t to time
+r = t + h, made fresh for each solve by a factory in ``METHODS``, so that a multistep method may remember.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from flowcore.guidance import Guidance, Guided, compose
-from flowcore.state import State, add, first_leaf, leaves
+from flowcore.state import State, add, first_leaf, leaves, tree_map
 
 Velocity = Callable[[State, Tensor], State]
-Step = Callable[[Velocity, State, Tensor, Tensor, float], State]
+Step = Callable[..., State]
+"""``step(field, x, t, r, h) -> x``; t and r are 0-dimensional tensors, h = r - t a float. A method that draws noise
+has the attribute ``draws`` set to the generator by ``solve``; an adaptive one has ``adaptive = True``."""
 Callback = Callable[[int, float, State], None]
 
 
@@ -38,51 +41,189 @@ def midpoint() -> Step:
     return step
 
 
-def heun() -> Step:
-    """x + h/2 (v(x, t) + v(x + h v(x, t), r)): order 2, two evaluations a step."""
+def heun(correct_last: bool = True) -> Step:
+    """x + h/2 (v(x, t) + v(x + h v(x, t), r)): order 2, two evaluations a step.
+
+    ``correct_last=False`` makes the step that arrives at t = 1 an Euler step, as EDM does: 2 N - 1 evaluations, none of
+    them at t = 1, where a field that predicts data or noise is singular.
+    """
 
     def step(v: Velocity, x: State, t: Tensor, r: Tensor, h: float) -> State:
         first = v(x, t)
+        if not correct_last and r == 1:
+            return add(x, first, h)
         second = v(add(x, first, h), r)
         return add(add(x, first, h / 2), second, h / 2)
 
     return step
 
 
-METHODS: dict[str, Callable[[], Step]] = {"euler": euler, "midpoint": midpoint, "heun": heun}
+def rk4() -> Step:
+    """The classical Runge-Kutta method: order 4, four evaluations a step."""
+
+    def step(v: Velocity, x: State, t: Tensor, r: Tensor, h: float) -> State:
+        middle = t + h / 2
+        k1 = v(x, t)
+        k2 = v(add(x, k1, h / 2), middle)
+        k3 = v(add(x, k2, h / 2), middle)
+        k4 = v(add(x, k3, h), r)
+        return add(add(add(add(x, k1, h / 6), k2, h / 3), k3, h / 3), k4, h / 6)
+
+    return step
+
+
+def dopri5(rtol: float = 1e-5, atol: float = 1e-5) -> Step:
+    """Dormand and Prince's adaptive method of order 5, by torchdiffeq, from each time of the grid to the next.
+
+    A grid of one step leaves every choice to it. The error is controlled for the batch as a whole, not for each sample.
+    Raises ``FloatingPointError`` when its step underflows.
+    """
+    from torchdiffeq import odeint
+
+    def step(v: Velocity, x: State, t: Tensor, r: Tensor, h: float) -> State:
+        flat, rebuild = _flatten(x)
+
+        def slope(now: Tensor, y: Tensor) -> Tensor:
+            return _flatten(v(rebuild(y), now))[0]
+
+        try:
+            return rebuild(odeint(slope, flat, torch.stack([t, r]), rtol=rtol, atol=atol, method="dopri5")[-1])
+        except AssertionError as error:
+            raise FloatingPointError(
+                f"dopri5 needs steps below the precision of t between {float(t):.4g} and {float(r):.4g} ({error}): the "
+                "field is not finite or very stiff there, or rtol and atol are too small for the dtype"
+            ) from error
+
+    step.adaptive = True  # type: ignore[attr-defined]
+    return step
+
+
+def euler_maruyama(diffusion: float | Callable[[Tensor], Tensor] = 1.0) -> Step:
+    """x + (v + e q) h + sqrt(2 e h) z with score q and e(t) >= 0: every e has the marginals of the ODE, e = 0.
+
+    ``diffusion`` is e: a number times sigma(t), which keeps e q bounded as the score grows, or a function of t that is
+    used as it is. On a descending grid the drift is v - e q, the time reversal. The step that arrives at t = 1 adds no
+    noise. (Albergo et al. 2023, arXiv 2303.08797, with sigma_sde^2 = 2 e.)
+    """
+
+    def step(field: "Velocity", x: State, t: Tensor, r: Tensor, h: float) -> State:
+        e = diffusion(t) if callable(diffusion) else diffusion * field.path.sigma(t)  # type: ignore[attr-defined]
+        e = float(e)
+        x = add(x, field(x, t), h) if e == 0 else add(
+            add(x, field(x, t), h), field.score(x, t), e * abs(h)  # type: ignore[attr-defined]
+        )  # fmt: skip
+        if e == 0 or r == 1:
+            return x
+        draws: torch.Generator | None = step.draws  # type: ignore[attr-defined]
+
+        def noise(leaf: Tensor) -> Tensor:
+            return torch.randn(leaf.shape, generator=draws, dtype=leaf.dtype, device=leaf.device)
+
+        return add(x, tree_map(noise, x), math.sqrt(2 * e * abs(h)))
+
+    step.draws = None  # type: ignore[attr-defined]
+    return step
+
+
+def exponential(order: int = 2) -> Step:
+    """The exponential integrator of the noise ratio, DPM-Solver++ of order 1 or 2M: one evaluation a step.
+
+        x_r = (sigma_r / sigma_t) x_t + (alpha_r - alpha_t sigma_r / sigma_t) D
+
+    with D = E[x1 | x_t] (order 1), or (1 + 1/(2k)) D_t - 1/(2k) D_before with k the ratio of the last step in
+    log(alpha / sigma) to this one (order 2). Exact in one step for a single data point, on any path. The first step,
+    and one that begins at alpha = 0 or ends at sigma = 0, is of order 1. (Lu et al. 2022, arXiv 2211.01095.)
+    """
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2, not {order}")
+    before: tuple[State, float] | None = None
+
+    def step(field: "Velocity", x: State, t: Tensor, r: Tensor, h: float) -> State:
+        nonlocal before
+        path = field.path  # type: ignore[attr-defined]
+        data = field.x1(x, t)  # type: ignore[attr-defined]
+        a_t, s_t, a_r, s_r = (float(value) for value in (path.alpha(t), path.sigma(t), path.alpha(r), path.sigma(r)))
+        log_step = math.log(a_r * s_t / (a_t * s_r)) if a_t > 0 and s_r > 0 else math.inf
+        used = data
+        if order == 2 and before is not None and math.isfinite(log_step) and math.isfinite(before[1]):
+            used = add(data, tree_map(torch.sub, data, before[0]), log_step / (2 * before[1]))
+        before = (data, log_step)
+        keep = s_r / s_t
+        return tree_map(lambda leaf, d: keep * leaf + (a_r - a_t * keep) * d, x, used)
+
+    return step
+
+
+METHODS: dict[str, Callable[[], Step]] = {
+    "euler": euler,
+    "midpoint": midpoint,
+    "heun": heun,
+    "rk4": rk4,
+    "dopri5": dopri5,
+    "euler_maruyama": euler_maruyama,
+    "exponential": exponential,
+}
+
+
+def time_grid(grid: int | float | Tensor, start: float = 0.0, stop: float = 1.0) -> Tensor:
+    """The times of a solve in float64: N equal steps for a whole number N, steps of length h for a float h (the last
+    one shorter where h does not divide), or the tensor itself."""
+    if isinstance(grid, Tensor):
+        times = grid.detach().to("cpu", torch.float64)
+    elif isinstance(grid, int):
+        times = torch.linspace(start, stop, grid + 1, dtype=torch.float64)
+    else:
+        whole = math.ceil((stop - start) / grid - 1e-9)
+        times = torch.tensor([start + i * grid for i in range(whole)] + [stop], dtype=torch.float64)
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError("the time grid needs at least one step")
+    return times
+
+
+def edm_grid(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """The times on the path ``ve(sigma_max)`` of the noise levels of Karras et al. 2022 (arXiv 2206.00364),
+
+    sigma_i = (smax^(1/rho) + i / (N - 1) (smin^(1/rho) - smax^(1/rho)))^rho,   i = 0 .. N - 1,   then 0.
+    """
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    sigma = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    sigma[0] = sigma_max  # exactly, so that the grid starts at t = 0
+    return 1 - torch.cat([sigma, sigma.new_zeros(1)]) / sigma_max
 
 
 def solve(
     field: Velocity,
     x: State,
-    grid: int | Tensor = 100,
+    grid: int | float | Tensor = 100,
     method: str | Step = "euler",
     guidance: Sequence[Guidance] = (),
     callback: Callback | None = None,
+    generator: torch.Generator | None = None,
 ) -> State:
     """Carry ``x`` along ``field`` over the time grid and return the state at its end.
 
-    ``field`` is a ``Field``, or any function (x, t) -> velocity when no guidance is asked for. ``grid`` is a number of
-    equal steps over the path's [start, stop] ([0, 1] for a plain function), or the times themselves, ascending to
-    sample, descending to invert. ``callback(i, t, x)`` sees the state before step i, and the last one. Raises
-    ``ValueError`` on an unknown method or a grid without steps, and ``FloatingPointError`` naming the step at which the
-    state is no longer finite.
+    ``field`` is a ``Field``, or any function (x, t) -> velocity where the method asks for nothing else and no guidance
+    is given. ``grid`` is as in ``time_grid``, over the path's [start, stop] ([0, 1] for a plain function): ascending to
+    sample, descending to invert. ``callback(i, t, x)`` sees the state before step i, and the last one. ``generator``
+    draws the noise of stochastic methods and guidance. Raises ``ValueError`` on an unknown method, a grid without
+    steps, or guidance that needs steps under an adaptive method; ``FloatingPointError`` when the result is not finite.
     """
-    leaf = first_leaf(x)
-    if isinstance(grid, int):
-        path = getattr(field, "path", None)
-        start, stop = (0.0, 1.0) if path is None else (path.start, path.stop)
-        grid = torch.linspace(start, stop, grid + 1, dtype=torch.float64)
-    if grid.ndim != 1 or len(grid) < 2:
-        raise ValueError("the time grid needs at least one step")
+    path = getattr(field, "path", None)
+    start, stop = (0.0, 1.0) if path is None else (path.start, path.stop)
+    grid = time_grid(grid, start, stop)
     if isinstance(method, str):
         if method not in METHODS:
             raise ValueError(f"unknown solver {method!r}; one of {', '.join(METHODS)}")
         method = METHODS[method]()
-    seen = compose(field, guidance)  # type: ignore[arg-type]  # a plain function comes back as it is
+    if hasattr(method, "draws"):
+        method.draws = generator
+    if getattr(method, "adaptive", False) and any(one.needs_steps for one in guidance):
+        raise ValueError("this guidance acts step by step; use a solver with fixed steps")
+    leaf = first_leaf(x)
     values: list[float] = grid.tolist()
     times = grid.to(device=leaf.device, dtype=leaf.dtype).unbind()
     last = len(times) - 1
+    seen = compose(field, guidance, generator) if guidance else field  # type: ignore[arg-type]
     for i in range(last):
         h = values[i + 1] - values[i]
         if callback is not None:
@@ -96,6 +237,23 @@ def solve(
                 x = one.state(field, x, times[i + 1], coming)  # type: ignore[arg-type]
     if callback is not None:
         callback(last, values[-1], x)
-    if not all(bool(torch.isfinite(leaf).all()) for leaf in leaves(x)):
-        raise FloatingPointError("the sample is not finite: the field diverged, or was evaluated at a singular time")
+    for leaf in leaves(x):
+        if not bool(torch.isfinite(leaf).all()):
+            raise FloatingPointError(
+                "the sample is not finite: the field diverged, or was evaluated at a time where it is singular "
+                "(see the path's start and stop)"
+            )
     return x
+
+
+def _flatten(x: State) -> tuple[Tensor, Callable[[Tensor], State]]:
+    """A state as one flat tensor, and the way back."""
+    if isinstance(x, Tensor):
+        return x, lambda y: y
+    parts = list(leaves(x))
+
+    def rebuild(y: Tensor) -> State:
+        pieces = iter(y.split([part.numel() for part in parts]))
+        return tree_map(lambda leaf: next(pieces).view_as(leaf), x)
+
+    return torch.cat([part.reshape(-1) for part in parts]), rebuild

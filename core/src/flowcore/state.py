@@ -63,5 +63,5 @@ def expand(t: float | Tensor, x: Tensor, index: Tensor | None = None) -> Tensor:
 
 
 def branch(index: Any, key: str) -> Any:
-    """The index of leaf ``key``: an index given as a dict is looked up, a single one serves every leaf."""
+    """What leaf ``key`` is given: a dict is looked up, a single value (an index, a kind) serves every leaf."""
     return index.get(key) if isinstance(index, Mapping) else index

@@ -80,13 +80,13 @@ class Experiment:
         couple, times, metric = self._matching
         x0 = self.path.draw_source(batch.x1, draws) if batch.x0 is None else batch.x0
         pairs = couple(x0, batch.x1, batch.condition, draws)
-        t = times(len(batch), draws).float()
+        t = times(len(batch), draws)
         field = self.field(network, batch.condition)
         if self.config.train.drop_condition > 0 and field.condition is not None and field.null is not None:
             dropped = torch.rand(len(batch), generator=draws, device=draws.device) < self.config.train.drop_condition
             keep = tree_map(lambda c, n: torch.where(_wide(dropped, c), n, c), field.condition, field.null_condition())
             field = field.with_condition(keep)
-        return matching_loss(field, pairs, t, metric, batch.index)
+        return matching_loss(field, pairs, t.float(), metric, batch.index, times.weights(t))
 
     @torch.no_grad()
     def draw(
@@ -111,7 +111,8 @@ class Experiment:
                 mine = tree_map(lambda c, rows=rows: c[rows].to(self.device), conditions)
             field = self.field(network, mine)
             guidance = [choice.build(self.spec) for choice in settings.guidance]
-            x1 = solve(field, x0, steps, settings.solver.build(), guidance)
+            noise = generator(seed, "solve", number, device=self.device)
+            x1 = solve(field, self.path.initial(x0), steps, settings.solver.build(), guidance, generator=noise)
 
             def cut(leaf: Tensor, kept: int = kept) -> Tensor:
                 return leaf[:kept].cpu()

@@ -6,8 +6,13 @@ from flowcore.plugin.hookspecs import Register
 
 @hookimpl
 def register_paths(register: Register) -> None:
-    register("linear", "flowcore.paths:linear", summary="straight lines: rectified flow, conditional OT")
-    register("cosine", "flowcore.paths:cosine", summary="sin/cos, variance preserving")
+    paths = "flowcore.paths"
+    register("linear", f"{paths}:linear", summary="straight lines: rectified flow, conditional OT")
+    register("polynomial", f"{paths}:polynomial", summary="straight lines at another speed, t^n")
+    register("cosine", f"{paths}:cosine", summary="sine and cosine, variance preserving")
+    register("linear_vp", f"{paths}:linear_vp", summary="alpha = t, variance preserving")
+    register("vp", f"{paths}:vp", summary="the variance-preserving diffusion")
+    register("ve", f"{paths}:ve", summary="the variance-exploding diffusion, EDM's noise levels")
 
 
 @hookimpl
@@ -17,20 +22,31 @@ def register_couplings(register: Register) -> None:
 
 @hookimpl
 def register_times(register: Register) -> None:
-    register("uniform", "flowcore.times:uniform", summary="t ~ U(0, 1)")
-    register("logit_normal", "flowcore.times:logit_normal", summary="the middle of the path more often")
+    times = "flowcore.times"
+    register("uniform", f"{times}:uniform", summary="t ~ U(0, 1)")
+    register("logit_normal", f"{times}:logit_normal", summary="the middle of the path more often")
+    register("u_shaped", f"{times}:u_shaped", summary="both ends more often, for reflow")
+    register("mode", f"{times}:mode", summary="more or less often in the middle, both ends kept")
+    register("cosmap", f"{times}:cosmap", summary="the linear path timed like the cosine one")
+    register("log_normal_noise", f"{times}:log_normal_noise", summary="EDM's log-normal noise level, for path=ve")
 
 
 @hookimpl
 def register_losses(register: Register) -> None:
     register("l2", "flowcore.losses:l2", summary="mean squared error")
+    register("pseudo_huber", "flowcore.losses:pseudo_huber", summary="squared near zero, linear far from it")
 
 
 @hookimpl
 def register_solvers(register: Register) -> None:
-    register("euler", "flowcore.solvers:euler", summary="order 1, one evaluation a step")
-    register("midpoint", "flowcore.solvers:midpoint", summary="order 2, two evaluations a step")
-    register("heun", "flowcore.solvers:heun", summary="order 2, two evaluations a step, ends included")
+    solvers = "flowcore.solvers"
+    register("euler", f"{solvers}:euler", summary="order 1, one evaluation a step")
+    register("midpoint", f"{solvers}:midpoint", summary="order 2, two evaluations a step")
+    register("heun", f"{solvers}:heun", summary="order 2, two evaluations a step, ends included")
+    register("rk4", f"{solvers}:rk4", summary="order 4, four evaluations a step")
+    register("dopri5", f"{solvers}:dopri5", summary="adaptive, order 5, by torchdiffeq; use it with one step")
+    register("euler_maruyama", f"{solvers}:euler_maruyama", summary="the SDE with the same marginals")
+    register("exponential", f"{solvers}:exponential", summary="DPM-Solver++, order 1 or 2M, one evaluation a step")
 
 
 @hookimpl

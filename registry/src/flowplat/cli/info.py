@@ -1,6 +1,8 @@
 """``platform info``."""
 
-from typing import Any
+import types
+from collections.abc import Callable
+from typing import Any, get_origin
 
 import click
 
@@ -58,6 +60,11 @@ def _options(model: Any) -> list[dict[str, str]]:
 
 
 def _type(annotation: Any) -> str:
+    """A type as a user would say it; functions, which no config can hold, are left out of a union."""
+    if isinstance(annotation, types.UnionType):
+        return " | ".join(_type(part) for part in annotation.__args__ if get_origin(part) is not Callable)
+    if annotation is type(None):
+        return "null"
     plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
     return annotation.__name__ if plain else str(annotation).replace("typing.", "")
 
