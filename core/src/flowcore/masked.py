@@ -1,0 +1,351 @@
+"""Flow matching on tokens: the masked path, its likelihood bounds and its samplers.
+
+    x_t^i = x1^i with probability kappa(t), else MASK;    u^i = kappa' / (1 - kappa) (p(x1^i | x_t) - delta_{x_t^i})
+
+The network gives p(x1^i | x_t) for the masked tokens, and only there it is read: a token once revealed stays, and MASK
+is never predicted. Tokens are integers of shape (B, L) or (B, ...), logits have one more dimension V behind. A network
+is called as ``network(x, t, condition) -> logits`` with t of shape (B,); the exact p(x1^i | x_t) does not depend on t
+(Ou et al. 2024, arXiv 2406.03736), so a network may ignore it.
+Sources: Gat et al. 2024 (arXiv 2407.15595), Campbell et al. 2024 (arXiv 2402.04997), Sahoo et al. 2024 (2406.07524).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowcore.paths import Scalar
+from flowcore.state import State, expand, tree_map
+
+Network = Callable[[Tensor, Tensor, Any], Tensor]
+Warp = Callable[[Tensor], Tensor]
+"""``warp(logits) -> logits`` of the tokens about to be drawn, shape (n, V): a temperature, a nucleus, a ban."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Each token is x1's with probability kappa(t), else ``mask``; kappa rises from kappa(0) = 0 to kappa(1) = 1.
+
+    ``mask`` is the token that stands for "not yet known": the first one past the vocabulary, or any of it that the data
+    never hold. ``inverse`` gives t for a value of kappa.
+    """
+
+    name: str
+    mask: int
+    kappa: Scalar
+    dkappa: Scalar
+    inverse: Scalar
+
+    def sample(
+        self, x1: Tensor, t: float | Tensor, generator: torch.Generator, free: Tensor | None = None, index: Any = None
+    ) -> Tensor:
+        """x_t given x1, with t a scalar or (B,), or one per sample of a ragged ``index``.
+
+        Where ``free`` (bool, like x1) is False a token is never masked: padding, or a prompt.
+        """
+        kappa = self.kappa(expand(torch.as_tensor(t, dtype=torch.float64), x1, index))
+        hidden = _uniform(x1, generator) >= kappa
+        return torch.where(hidden if free is None else hidden & free, self.mask, x1)
+
+    def rate(self, t: Tensor, remask: float = 0.0) -> Tensor:
+        """(kappa' + eta kappa) / (1 - kappa): how fast a masked token is revealed, of t's shape.
+
+        With eta = ``remask`` = 0 it is also the weight of the masked tokens' cross-entropy in the bound. It is 0 where
+        kappa = 1: no token is masked there, and none has to be weighed with infinity.
+        """
+        kappa = self.kappa(t)
+        return torch.where(kappa < 1, (self.dkappa(t) + remask * kappa) / (1 - kappa), 0)
+
+
+def linear(mask: int) -> Masked:
+    """kappa = t: tokens appear at a constant pace; the log-linear noise of masked diffusion."""
+    return Masked("linear", mask, lambda t: t, torch.ones_like, lambda k: k)
+
+
+def polynomial(mask: int, power: float = 2.0) -> Masked:
+    """kappa = t^power: with power > 1 few tokens at first, when little is known, and many at the end."""
+    return Masked(
+        f"polynomial {power:g}",
+        mask,
+        lambda t: t**power,
+        lambda t: power * t ** (power - 1),
+        lambda k: k ** (1 / power),
+    )
+
+
+def cosine(mask: int) -> Masked:
+    """kappa = 1 - cos(pi t / 2): few tokens at first, as in MaskGIT (Chang et al. 2022, arXiv 2202.04200).
+
+    Some codes give the name to the schedule that hurries at first instead, kappa = sin(pi t / 2).
+    """
+    half = math.pi / 2
+    return Masked(
+        "cosine",
+        mask,
+        lambda t: 1 - torch.cos(half * t),
+        lambda t: half * torch.sin(half * t),
+        lambda k: torch.acos(1 - k) / half,
+    )
+
+
+def bound(
+    network: Network,
+    path: Masked,
+    x1: Tensor,
+    t: float | Tensor,
+    generator: torch.Generator,
+    condition: State | None = None,
+    free: Tensor | None = None,
+) -> Tensor:
+    """kappa' / (1 - kappa) * sum over masked i of -log p(x1^i | x_t), in nats, shape (B,).
+
+    With t ~ U(0, 1), its mean over t and x_t is an upper bound on -log p(x1) of what ``first_hitting()`` draws, and the
+    same one for every kappa if the network ignores t. A draw from another density of t is divided by that density. The
+    value at t = 1 is 0, not NaN.
+    Only tokens that are ``free`` are masked and paid for: a sample without any has bound 0. Raises ``ValueError`` when
+    x1 already holds MASK or the logits do not match the tokens.
+    """
+    time = _per_sample(t, x1)
+    x = path.sample(x1, time, generator, free)
+    nats = _nats(network, path, x, x1, time, condition, free)
+    return path.rate(time).to(nats.dtype) * nats
+
+
+def any_order_bound(
+    network: Network,
+    path: Masked,
+    x1: Tensor,
+    share: float | Tensor,
+    generator: torch.Generator,
+    condition: State | None = None,
+    free: Tensor | None = None,
+) -> Tensor:
+    """(L / n) * sum over n masked i of -log p(x1^i | x), n = floor(share L) + 1 tokens masked at random; nats, (B,).
+
+    With share ~ U(0, 1), scalar or (B,), this has the mean of ``bound`` if the network ignores t, and for every network
+    it bounds -log p(x1) of what ``ordered()`` draws: its mean is that of the chain rule's sum over all orders (Uria et
+    al. 2014, arXiv 1310.1757; Hoogeboom et al. 2022, arXiv 2110.02037). The weight is at most L, so the draws vary less
+    than those of ``bound``. L counts the ``free`` tokens of each sample; errors as there.
+    """
+    candidates = torch.ones_like(x1, dtype=torch.bool) if free is None else free
+    length = candidates.flatten(1).sum(1)
+    count = torch.minimum((_per_sample(share, x1) * length).long(), length - 1) + 1  # 0 where length is 0
+    hidden = _ranks(_uniform(x1, generator), candidates) < expand(count, x1)
+    x = torch.where(hidden, path.mask, x1)
+    time = path.inverse(1 - count / length.clamp(min=1))
+    nats = _nats(network, path, x, x1, time, condition, free)
+    return (length / count.clamp(min=1)).to(nats.dtype) * nats
+
+
+class Generated(NamedTuple):
+    """What ``generate`` drew.
+
+    ``x``: the tokens, without MASK. ``calls`` (B,): network evaluations spent on each sample (NFE). ``times``, like x:
+    the t at which the network was asked for each token; 0 for the given ones.
+    """
+
+    x: Tensor
+    calls: Tensor
+    times: Tensor
+
+
+Plan = Callable[[Masked, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+"""``plan(path, missing, generator) -> (rounds, times)``, both shaped like the bool ``missing``: the round in which each
+missing token is drawn, and the time that the network is told; one time for all tokens of a sample and round."""
+
+
+def tweedie(steps: int = 64) -> Plan:
+    """A masked token is revealed from t to r with probability (kappa(r) - kappa(t)) / (1 - kappa(t)): tau-leaping.
+
+    When tokens appear is exact for any number of equal steps; that those of one step are drawn independently errs as
+    1 / steps. Also known as the analytic or ancestral sampler. A sample costs sum_k 1 - (1 - r_k)^L evaluations on
+    average, with r_k = kappa(t_k) - kappa(t_{k-1}).
+    """
+    return _stepwise(steps, lambda path, grid: path.kappa(grid[1:-1]))
+
+
+def euler(steps: int = 64) -> Plan:
+    """A masked token is revealed from t to t + h with probability min(1, h kappa'(t) / (1 - kappa(t))), and at last.
+
+    The Euler step of the rate u; the same as ``tweedie`` on the linear path.
+    """
+
+    def revealed(path: Masked, grid: Tensor) -> Tensor:
+        chance = (path.rate(grid[:-1]) / steps).clamp(max=1)
+        return 1 - (1 - chance[:-1]).cumprod(0)
+
+    return _stepwise(steps, revealed)
+
+
+def _stepwise(steps: int, revealed: Callable[[Masked, Tensor], Tensor]) -> Plan:
+    """Tokens appear in equal steps; ``revealed(path, grid)`` is the chance to be there after each step but the last."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+
+    def plan(path: Masked, missing: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=missing.device)
+        rounds = torch.bucketize(_uniform(missing, generator), revealed(path, grid), right=True)
+        return rounds, grid[rounds]
+
+    return plan
+
+
+def first_hitting() -> Plan:
+    """One token a round at its own time, kappa^{-1}(U(0, 1)): the continuous process without error, L evaluations.
+
+    The limit of ``tweedie`` for ever more steps (Zheng et al. 2024, arXiv 2409.02908).
+    """
+
+    def plan(path: Masked, missing: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        u = _uniform(missing, generator)
+        return _ranks(u, missing), path.inverse(u)
+
+    return plan
+
+
+def ordered(order: Tensor | None = None, size: int = 1) -> Plan:
+    """``size`` tokens a round by ascending ``order``, (L,) or like the tokens; every sample in its own random order if
+    None. Equal entries go left to right: ``torch.arange(L)`` is left to right, its negative right to left.
+
+    With size 1 every order draws from the model's chain rule in that order, without error. The network is told the t at
+    which kappa is the share of missing tokens drawn so far.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, not {size}")
+
+    def plan(path: Masked, missing: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if order is not None and order.shape not in (missing.shape, missing.shape[1:]):
+            raise ValueError(f"the order has shape {tuple(order.shape)}, the tokens have {tuple(missing.shape)}")
+        keys = _uniform(missing, generator) if order is None else order.to(missing.device, torch.float64)
+        rounds = _ranks(keys.expand(missing.shape), missing) // size
+        total = expand(missing.flatten(1).sum(1).clamp(min=1), missing)
+        return rounds, path.inverse((rounds * size / total).double().clamp(max=1))
+
+    return plan
+
+
+@torch.no_grad()
+def generate(
+    network: Network,
+    path: Masked,
+    x: Tensor,
+    plan: Plan,
+    generator: torch.Generator,
+    condition: State | None = None,
+    warp: Warp | None = None,
+) -> Generated:
+    """Draw every token of ``x`` that is MASK, x^i ~ p(x1^i | x), round by round; the other tokens are given and stay.
+
+    The network sees only the samples that get a token in this round, for it is told nothing new about the others: that
+    is all that caching its output could save, it changes no draw, and holds for networks that use t as well. When each
+    token is drawn and by which uniform number is settled before the first evaluation. ``condition`` has one row a
+    sample. Raises ``ValueError`` when the logits do not match the tokens, ``FloatingPointError`` when they are NaN or
+    leave no token to draw.
+    """
+    missing = x == path.mask
+    rounds, times = plan(path, missing, generator)
+    u = _uniform(x, generator)
+    x = x.clone()
+    calls = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    for number in rounds[missing].unique().tolist():
+        now = missing & (rounds == number)
+        rows = now.flatten(1).any(1).nonzero().squeeze(1)
+        mine = now[rows]
+        t = times[rows].where(mine, 0).flatten(1).amax(1)
+        told = None if condition is None else tree_map(lambda c, rows=rows: c[rows], condition)
+        logits = _logits(network, path, x[rows], t, told, mine)
+        x[now] = categorical(logits if warp is None else warp(logits), u[now])
+        calls[rows] += 1
+    return Generated(x, calls, times.where(missing, 0))
+
+
+def euler_step(
+    path: Masked,
+    x: Tensor,
+    logits: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    generator: torch.Generator,
+    remask: float = 0.0,
+    free: Tensor | None = None,
+) -> Tensor:
+    """One step of the jump process from t to r, for states in which tokens move together with other things.
+
+    With h = r - t, a masked token is revealed with probability h (kappa' + eta kappa) / (1 - kappa), a revealed one is
+    masked again with probability h eta, eta = ``remask``. Both rates together keep the marginals of the path, and let
+    the model take back what it drew (Campbell et al. 2024, arXiv 2402.04997). The step to r = 1 reveals all and masks
+    none. Tokens that are not ``free`` are not masked again. ``t`` and ``r`` are scalars or (B,).
+    """
+    time, until = (expand(torch.as_tensor(s, dtype=torch.float64), x) for s in (t, r))
+    h = until - time
+    end = until >= 1
+    reveal = torch.where(end, 1, h * path.rate(time, remask))
+    hide = torch.where(end, 0, h * remask)
+    when, what = _uniform(x, generator), _uniform(x, generator)
+    missing = x == path.mask
+    known = ~missing if free is None else ~missing & free
+    now = missing & (when < reveal)
+    after = torch.where(known & (when < hide), path.mask, x)
+    after[now] = categorical(_without_mask(logits[now], path.mask), what[now])
+    return after
+
+
+def categorical(logits: Tensor, u: Tensor) -> Tensor:
+    """The token at which the cumulative softmax(logits) reaches 1 - u: a draw from it for u ~ U[0, 1).
+
+    Logits (..., V), u (...) in float64. All in float64: in single precision, the Gumbel noise of the usual argmax never
+    exceeds 16.7, so unlikely tokens are never drawn and texts look better than the model is (Zheng et al. 2024,
+    arXiv 2409.02908). A token of probability 0 is not drawn for any u. Raises ``FloatingPointError`` on NaN logits, or
+    where every token has logit -inf.
+    """
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    total = cumulative[..., -1:]
+    if not bool(torch.isfinite(total).all()):
+        raise FloatingPointError("the network's logits are NaN or leave no token to draw")
+    return torch.searchsorted(cumulative, (1 - u[..., None]) * total).squeeze(-1)
+
+
+def _nats(
+    network: Network, path: Masked, x: Tensor, x1: Tensor, t: Tensor, condition: State | None, free: Tensor | None
+) -> Tensor:
+    """The cross-entropy of the masked tokens, summed over each sample: (B,), in single precision or better."""
+    forbidden = x1 == path.mask
+    if bool((forbidden if free is None else forbidden & free).any()):
+        raise ValueError(f"x1 holds the mask token {path.mask}: data may not, except where they are not free")
+    hidden = x != x1
+    logits = _logits(network, path, x, t, condition, hidden)
+    nats = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), x1[hidden], reduction="none")
+    return nats.new_zeros(len(x)).index_add(0, hidden.flatten(1).nonzero()[:, 0], nats)
+
+
+def _logits(network: Network, path: Masked, x: Tensor, t: Tensor, condition: State | None, where: Tensor) -> Tensor:
+    """What the network says of the tokens ``where``: (n, V), MASK excluded."""
+    logits = network(x, t.to(torch.get_default_dtype()), condition)
+    if logits.shape[:-1] != x.shape:
+        raise ValueError(f"the network returned {tuple(logits.shape)} for tokens of {tuple(x.shape)}, not one V more")
+    return _without_mask(logits[where], path.mask)
+
+
+def _without_mask(logits: Tensor, mask: int) -> Tensor:
+    """Logits with that of MASK at -inf, where the network has one."""
+    return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) == mask, -math.inf)
+
+
+def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """U[0, 1) in float64, shaped like ``like``."""
+    return torch.rand(like.shape, generator=generator, dtype=torch.float64, device=like.device)
+
+
+def _per_sample(t: float | Tensor, x: Tensor) -> Tensor:
+    """``t`` as float64 of shape (B,)."""
+    return expand(torch.as_tensor(t, dtype=torch.float64), x).flatten().expand(len(x))
+
+
+def _ranks(keys: Tensor, among: Tensor) -> Tensor:
+    """The place of each key in ascending order among those of its sample; places of the others come behind."""
+    order = keys.masked_fill(~among, math.inf).flatten(1).sort(dim=1, stable=True).indices
+    return order.argsort(1).view_as(among)
