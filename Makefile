@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ALL    := $(notdir $(wildcard plugins/*))
 
-.PHONY: run test test-slow lint types docs install clean help
+.PHONY: run test test-slow lint types docs pictures install clean help
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -32,6 +32,9 @@ types: install
 
 docs: install     ## renew the generated pages of docs/reference
 	$(BIN)/python docs/generate.py
+
+pictures: install ## renew the pictures of the playground page
+	$(BIN)/python docs/pictures.py
 
 install: $(VENV)/.dev $(ALL:%=$(VENV)/.plugin-%)   ## the platform, its tools and every plugin, editable, in .venv
 

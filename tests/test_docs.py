@@ -67,8 +67,9 @@ def test_every_command_of_the_docs_runs(page: str, line: str, smoke_run: Finishe
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "README.md"], ids=lambda p: p.name)
 def test_every_python_block_of_the_docs_runs(page: Path, user_folder: Path) -> None:
+    scope: dict[str, object] = {"__name__": "docs"}
     for block in blocks(page, "python"):
-        exec(compile(block, page.name, "exec"), {"__name__": "docs"})
+        exec(compile(block, page.name, "exec"), scope)
 
 
 def test_the_plugin_of_the_readme_works_as_it_stands(tmp_path: Path) -> None:

@@ -261,7 +261,8 @@ def general(alpha: Scalar, sigma: Scalar, name: str = "general", start: float = 
     """A path from any two functions of t; derivatives by forward differentiation, the inverse by bisection."""
 
     def derivative(f: Scalar) -> Scalar:
-        return lambda t: torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]
+        # an expanded t shares memory between its elements, which forward differentiation refuses
+        return lambda t: torch.func.jvp(f, (t.contiguous(),), (torch.ones_like(t),))[1]
 
     def inverse(a: Tensor, s: Tensor) -> Tensor:
         low, high = torch.zeros_like(a), torch.ones_like(a)

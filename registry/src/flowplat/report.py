@@ -73,11 +73,10 @@ def _by_steps(figures: dict[str, Any]) -> bytes:
         axes.plot([nfe[steps] for steps in first["values"]], list(first["values"].values()), "o-", color="#c05621")
         axes.set_xscale("log")
         axes.set_ylabel(first["name"])
-        for name, value in ([("floor", first["floor"])] if first["floor"] is not None else []) + list(
-            first["baselines"].items()
-        ):
+        lines = dict(first["baselines"]) | ({} if first["floor"] is None else {"floor": first["floor"]})
+        for name, value in lines.items():
             axes.axhline(value, color="#718096", linewidth=0.8, linestyle="--")
-            axes.annotate(name, (nfe[max(nfe)], value), fontsize=8, va="bottom", ha="right", color="#4a5568")
+            axes.text(0.4, value, name, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom", color="#4a5568")
         if all(value > 0 for value in first["values"].values()):
             axes.set_yscale("log")
     return _svg(figure)
