@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ALL    := $(notdir $(wildcard plugins/*))
 
-.PHONY: run test test-slow lint types docs pictures install clean help
+.PHONY: run test test-slow lint types docs pictures bench install clean help
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -59,5 +59,15 @@ $(VENV)/.plugin-%: $(VENV)/.platform plugins/%/pyproject.toml
 plugins/%/pyproject.toml:
 	@echo "there is no plugin $*; there are: $(ALL)" && exit 1
 
+bench: $(VENV)-bench/.peers   ## speed against torchcfm, flow_matching, torchdiffeq, POT and hand-written loops
+	for script in couplings solvers likelihood; do \
+	  OMP_NUM_THREADS=1 $(VENV)-bench/bin/python core/benchmarks/$$script.py || exit 1; done
+
+$(VENV)-bench/.peers: $(VENV)/.python pyproject.toml constraints.txt core/benchmarks/peers.txt
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	$(VENV)-bench/bin/python -m pip install -q --disable-pip-version-check --no-deps -r core/benchmarks/peers.txt
+	@touch $@
+
 clean:           ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-bench .mypy_cache .pytest_cache .ruff_cache build dist
