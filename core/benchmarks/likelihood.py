@@ -46,7 +46,7 @@ def log_normal(x: Tensor) -> Tensor:
 
 def smallest(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """The smallest processor time of each call."""
-    times = {name: math.inf for name in calls}
+    times = dict.fromkeys(calls, math.inf)
     for _ in range(repeats):
         for name, call in calls.items():
             start = time.process_time()

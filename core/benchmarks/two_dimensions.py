@@ -2,8 +2,8 @@
 
     python core/benchmarks/two_dimensions.py [--steps 5000] [--seeds 3] [--out docs/results/two-dimensions.json]
 
-Protocol: three hidden layers of 64 SELU units, Adam 1e-3, batch 256, 5,000 steps, noise of 0.1 added along the path; 2,000
-test points of each end; Euler with N steps. The conditional rows learn the moon as a class and are measured per class.
+Protocol: three hidden layers of 64 SELU units, Adam 1e-3, batch 256, 5,000 steps, noise of 0.1 added along the path;
+2,000 test points of each end; Euler with N steps. The rows by class learn the moon as a class and are measured in each.
 """
 
 import argparse

@@ -271,9 +271,10 @@ def linear_constraint(
 ) -> Guidance:
     """x - S A^T (A S A^T + r I)^-1 (A x - b): the nearest state, in the metric S^-1, that obeys A x = b.
 
-    ``A`` (m, d) acts on flattened samples, ``b`` is (m,) or (B, m), ``covariance`` S (d, d) is I if not given. Redundant
-    rows of A are allowed. ``noise`` r > 0 makes the constraint soft: the posterior mean of N(x, S) given A x = b seen
-    with variance r. ``last_only`` acts on the final state alone. (Hansen et al. 2023, arXiv 2302.11002, ProbConserv.)
+    ``A`` (m, d) acts on flattened samples, ``b`` is (m,) or (B, m), ``covariance`` S (d, d) is I if not given.
+    Redundant rows of A are allowed. ``noise`` r > 0 makes the constraint soft: the posterior mean of N(x, S) given
+    A x = b seen with variance r. ``last_only`` acts on the final state alone. (Hansen et al. 2023, arXiv 2302.11002,
+    ProbConserv.)
     """
     return LinearConstraint(A, b, covariance, noise, last_only)
 

@@ -1,6 +1,8 @@
 """The table of components: (kind, "plugin/name") -> a lazy reference and its owner."""
 
+import contextlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,7 +11,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any
 
-from flowcore.errors import PluginError, UsageError
+from flowcore.errors import FlowError, PluginError, UsageError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -34,6 +36,9 @@ class Component:
         """``plugin/name``."""
         return f"{self.plugin}/{self.name}"
 
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r}: {self.kind} {self.name!r}"
+
     def load(self) -> Any:
         """Import what the reference names. Raises ``PluginError`` naming the plugin when that fails."""
         return _attribute(self, self.reference)
@@ -49,7 +54,11 @@ class Component:
         It is the registered ``config``, or is read off the function: every parameter with a default is an option.
         """
         if self.config is not None:
-            model: type[BaseModel] = _attribute(self, self.config)
+            from pydantic import BaseModel
+
+            model = _attribute(self, self.config)
+            if not (isinstance(model, type) and issubclass(model, BaseModel)):
+                raise PluginError(f"{self}: its config {self.config!r} is no pydantic model")
             return model
         return _model_of(self.name, self.load())
 
@@ -58,7 +67,12 @@ class Component:
         factory = self.load()
         if self.config is not None:
             return factory(options, *context)
-        return factory(**{name: getattr(options, name) for name in type(options).model_fields})
+        return factory(**keywords(options))
+
+
+def keywords(options: "BaseModel") -> dict[str, Any]:
+    """Validated options as keyword arguments."""
+    return {name: getattr(options, name) for name in type(options).model_fields}
 
 
 class Components:
@@ -97,26 +111,33 @@ class Components:
         names = [component.name for component in self.of(kind)]
         names += [component.full_name for component in self.of(kind)]
         close = get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(c.name for c in self.of(kind))}"
+        there = ", ".join(component.name for component in self.of(kind)) or "none"
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {there}"
         raise UsageError(f"no {kind} is called {name!r}; {hint}")
 
 
 def _attribute(component: Component, reference: str) -> Any:
     module, _, attribute = reference.partition(":")
     try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise PluginError(
-            f"plugin {component.plugin!r}: {component.kind} {component.name!r} names {reference!r}, "
-            f"which cannot be loaded: {error}"
-        ) from error
+        with contextlib.redirect_stdout(sys.stderr):  # stdout carries results, whatever a plugin prints
+            return getattr(import_module(module), attribute)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise PluginError(f"{component} names {reference!r}, which cannot be loaded: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """An error's type and message without line breaks; the message alone where it is one of ours."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FlowError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def _model_of(name: str, function: Callable[..., Any]) -> "type[BaseModel]":
     from pydantic import ConfigDict, create_model
 
     options: dict[str, Any] = {
-        parameter.name: (parameter.annotation, parameter.default)
+        parameter.name: (Any if parameter.annotation is parameter.empty else parameter.annotation, parameter.default)
         for parameter in inspect.signature(function, eval_str=True).parameters.values()
         if parameter.default is not parameter.empty
     }

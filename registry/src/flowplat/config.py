@@ -18,9 +18,18 @@ from flowplat.chosen import Chosen
 from flowplat.components import CORE
 from flowplat.manager import Manager
 from flowplat.plain_yaml import dump, parse
-from flowplat.settings import CHOICES, DEFAULTS, SMOKE, RunConfig
+from flowplat.settings import CHOICES, DEFAULTS, LISTS, SMOKE, RunConfig
 
 Plain = dict[str, Any]
+
+COMPLETE = {"plugin", "preset", "data", "network", "train", "sample", "eval"}
+"""A file with all of these keys was written by a run, and stands alone."""
+
+ELSEWHERE = {
+    "plugin": "the plugin is the word behind the verb",
+    "preset": "name a preset with --preset",
+}
+"""What a config file holds and ``key=value`` does not."""
 
 
 @dataclass
@@ -46,13 +55,21 @@ class Layers:
         self.origins[key] = origin
         if not isinstance(above, dict):
             return above
-        renamed = isinstance(below, dict) and "name" in above and below.get("name") not in (None, above["name"])
-        result = dict(below) if isinstance(below, dict) and not renamed else {}
-        if isinstance(below, str) and "name" not in above:  # options for a component the layer below only named
-            result = {"name": below}
+        if isinstance(below, str) and key in CHOICES:  # options for a component that the layer below only names
+            below = {"name": below}
+        result = dict(below) if isinstance(below, dict) and not _renamed(below, above) else {}
         for name, value in above.items():
             result[name] = self._over(result.get(name), value, origin, f"{key}.{name}".lstrip("."))
         return result
+
+
+def _renamed(below: Plain, above: Plain) -> bool:
+    """Whether ``above`` names another component than ``below``; a short name may be the same as a full one."""
+    old, new = below.get("name"), above.get("name")
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    (owner, _, short), (other, _, name) = old.rpartition("/"), new.rpartition("/")
+    return short != name or bool(owner and other and owner != other)
 
 
 def resolve(
@@ -63,25 +80,38 @@ def resolve(
     smoke: bool = False,
     manager: Manager | None = None,
 ) -> RunConfig:
-    """The config of a run of ``plugin``. Raises ``UsageError`` listing every fault, or ``PluginError``."""
+    """The config of a run of ``plugin``. Raises ``UsageError`` listing every fault, or ``PluginError``.
+
+    ``file`` is laid over its preset, unless it is a resolved config (see ``COMPLETE``): that stands alone, so that a
+    preset which has changed since cannot change it.
+    """
     manager = manager or Manager()
     manager.load(plugin)
-    from_file = _read(file) if file is not None else {}
-    if from_file.get("plugin", plugin) != plugin:
-        raise UsageError(f"{file} is a config of plugin {from_file['plugin']!r}, not of {plugin!r}")
-    preset = preset or from_file.get("preset")
+    settings = _read(file) if file is not None else {}
+    if settings.get("plugin", plugin) != plugin:
+        raise UsageError(f"{file} is a config of plugin {settings['plugin']!r}, not of {plugin!r}")
+    named = settings.get("preset") if preset is None else preset
+    if named is not None and not isinstance(named, str):
+        raise UsageError(f"{file}: preset should be a name, not {named!r}")
     layers = Layers()
     layers.add("default", DEFAULTS)
-    name, settings = _preset(manager, plugin, preset)
-    layers.add(f"preset {name}", settings)
+    if preset is None and set(settings) >= COMPLETE:
+        name = named
+    else:
+        name, below = _preset(manager, plugin, named, required=file is None)
+        layers.add(f"preset {name}", below)
     if file is not None:
-        layers.add(str(file), from_file)
+        layers.add(str(file), settings)
     if smoke:
         layers.add("--smoke", SMOKE)
+    faults = []
     for override in overrides:
-        layers.add("command line", _override(override))
+        try:
+            layers.add("command line", _override(override))
+        except UsageError as error:
+            faults.append(str(error))
     layers.add("command line", {"plugin": plugin, "preset": name})
-    return _validate(layers, manager)
+    return _validate(layers, manager, faults)
 
 
 def plain(config: Any) -> Any:
@@ -93,6 +123,18 @@ def plain(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [plain(item) for item in config]
     return config
+
+
+def chosen(config: Any) -> Iterator[Chosen]:
+    """Every component that a config names."""
+    if isinstance(config, Chosen):
+        yield config
+    elif isinstance(config, BaseModel):
+        for name in type(config).model_fields:
+            yield from chosen(getattr(config, name))
+    elif isinstance(config, list | tuple):
+        for item in config:
+            yield from chosen(item)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -116,36 +158,43 @@ def _mapping(settings: Any, origin: str) -> Plain:
     return settings
 
 
-def _preset(manager: Manager, plugin: str, preset: str | None) -> tuple[str, Plain]:
+def _preset(manager: Manager, plugin: str, preset: str | None, required: bool) -> tuple[str | None, Plain]:
+    """A preset by name, or the plugin's default; a plugin without any needs a file that is complete."""
     if preset is None:
         presets = list(manager.components.of("preset", plugin))
         component = next((p for p in presets if p.default), presets[0] if presets else None)
         if component is None:
-            raise UsageError(f"plugin {plugin!r} has no preset; name a complete config with -c FILE")
+            if required:
+                raise UsageError(f"plugin {plugin!r} has no preset; name a complete config with -c FILE")
+            return None, {}
     else:
         if "/" in preset:
             manager.load(preset.partition("/")[0])
         component = manager.components.find("preset", preset)
-    path = component.file()
+    name = component.name if component.plugin == plugin else component.full_name
     try:
-        text = path.read_text(encoding="utf-8")
+        text = component.file().read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"preset {component.full_name} cannot be read: {error}") from error
-    return component.name, _mapping(parse(text, f"preset {component.full_name}"), component.full_name)
+    return name, _mapping(parse(text, f"preset {component.full_name}"), component.full_name)
 
 
 def _override(text: str) -> Plain:
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise UsageError(f"{text!r} is no setting; write key=value, such as train.steps=500")
+    if key in ELSEWHERE:
+        raise UsageError(f"{text!r} is no setting; {ELSEWHERE[key]}")
     nested: Any = parse(value, f"the value of {key}")
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return nested
 
 
-def _validate(layers: Layers, manager: Manager) -> RunConfig:
-    faults: list[str] = []
+def _validate(layers: Layers, manager: Manager, faults: list[str]) -> RunConfig:
+    """The config that the layers add up to; ``faults`` are those found so far."""
+    settings = layers.merged
+    _load_named(settings, manager)
     failed: set[str] = set()
 
     def fault(key: str, message: str) -> None:
@@ -156,10 +205,7 @@ def _validate(layers: Layers, manager: Manager) -> RunConfig:
         if not isinstance(named, dict) or not isinstance(named.get("name"), str):
             fault(key, f"should name a {kind}, such as {{name: ...}}")
             return None
-        plugin = named["name"].partition("/")[0]
         try:
-            if "/" in named["name"] and plugin != CORE:
-                manager.load(plugin)
             component = manager.components.find(kind, named["name"])
         except UsageError as error:
             fault(key, str(error))
@@ -172,16 +218,9 @@ def _validate(layers: Layers, manager: Manager) -> RunConfig:
                 fault(*line)
         return None
 
-    settings = layers.merged
-    for key, kind in CHOICES.items():
-        *parents, last = key.split(".")
-        holder = settings
-        for parent in parents:
-            holder = holder[parent] if isinstance(holder.get(parent), dict) else {}
-        if last not in holder:
-            continue
+    for key, kind, holder, last in _choices(settings):
         value = holder[last]
-        if isinstance(value, list):
+        if key in LISTS and isinstance(value, list):
             chosen: Any = [choose(f"{key}.{i}", kind, item) for i, item in enumerate(value)]
             failed |= {key} if None in chosen else set()
         else:
@@ -198,6 +237,27 @@ def _validate(layers: Layers, manager: Manager) -> RunConfig:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise UsageError(f"the config has {count}:\n" + "\n".join(f"  {line}" for line in faults))
     return config
+
+
+def _choices(settings: Plain) -> Iterator[tuple[str, str, Plain, str]]:
+    """Every place of the settings that names a component: (key, kind, the mapping it is in, its name there)."""
+    for key, kind in CHOICES.items():
+        *parents, last = key.split(".")
+        holder = settings
+        for parent in parents:
+            holder = holder[parent] if isinstance(holder.get(parent), dict) else {}
+        if last in holder:
+            yield key, kind, holder, last
+
+
+def _load_named(settings: Plain, manager: Manager) -> None:
+    """Load every plugin that a full name mentions, before any name is looked up: what is ambiguous must not depend on
+    the order of keys."""
+    for _, _, holder, last in _choices(settings):
+        for item in holder[last] if isinstance(holder[last], list) else [holder[last]]:
+            name = item.get("name") if isinstance(item, dict) else item
+            if isinstance(name, str) and "/" in name and not name.startswith(f"{CORE}/"):
+                manager.load(name.partition("/")[0])
 
 
 def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
@@ -223,12 +283,12 @@ def _suggest(model: type[BaseModel], path: list[str], prefix: str) -> str:
         here = info.annotation if info and _is_model(info.annotation) else None  # type: ignore[assignment]
     siblings = list(here.model_fields) if here else []
     above = ".".join([prefix, *path[:-1]] if prefix else path[:-1])
+    elsewhere = [] if prefix else [key for key in _keys(model) if key.rpartition(".")[2] == path[-1]]
+    if elsewhere:
+        return f"did you mean {elsewhere[0]}?"
     close = get_close_matches(path[-1], siblings, n=1)
     if close:
         return f"did you mean {f'{above}.{close[0]}'.lstrip('.')}?"
-    elsewhere = [key for key in _keys(model) if key.rpartition(".")[2] == path[-1]]
-    if elsewhere and not prefix:
-        return f"did you mean {elsewhere[0]}?"
     return f"there are {', '.join(siblings)}" if siblings else "it takes no options"
 
 

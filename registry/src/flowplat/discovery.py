@@ -27,7 +27,9 @@ def installed() -> dict[str, list[Installed]]:
         if distribution is None:
             continue
         metadata = distribution.metadata
-        plugin = Installed(point.name, metadata["Name"], distribution.version, metadata["Summary"] or "", point)
+        # a distribution that an interrupted install left without metadata is listed, not stumbled over
+        owner, version = metadata["Name"] or point.module.partition(".")[0], metadata["Version"] or "?"
+        plugin = Installed(point.name, owner, version, metadata["Summary"] or "", point)
         claims = found.setdefault(point.name, [])
         if all(other.distribution != plugin.distribution for other in claims):  # one found twice on sys.path is one
             claims.append(plugin)

@@ -8,6 +8,7 @@ from torch import nn
 from flowcore.data import Batch
 from flowcore.diagnostics import transport
 from flowcore.plugin.contracts import Figure, Measured
+from flowplat.components import keywords
 from flowplat.experiment import Experiment
 from flowplat.progress import progress
 from flowplat.rundir import RunDir
@@ -21,6 +22,7 @@ def evaluate(experiment: Experiment, network: nn.Module, run: RunDir) -> Result:
     ``{"count", "seed", "by_steps": [{"steps", "nfe", "figures": {name: figure}}], "paths": {name: figure}}``
     """
     settings, seed = experiment.config.eval, experiment.config.seed
+    run.eval.mkdir(parents=True, exist_ok=True)
     measured = Measured(experiment.data, run.eval, seed, experiment.device)
     rows: list[Result] = []
     with progress("evaluate", len(settings.steps) * max(1, len(settings.metrics))) as bar:
@@ -28,9 +30,7 @@ def evaluate(experiment: Experiment, network: nn.Module, run: RunDir) -> Result:
             samples = experiment.sample(network, settings.count, steps, seed)
             figures: dict[str, Figure] = {}
             for metric in settings.metrics:
-                call = metric.component.load()
-                options = {name: getattr(metric.options, name) for name in type(metric.options).model_fields}
-                figures |= call(samples, measured, **options)
+                figures |= metric.component.load()(samples, measured, **keywords(metric.options))
                 bar.update()
             rows.append(
                 {
@@ -52,7 +52,7 @@ def _paths(experiment: Experiment, network: nn.Module) -> dict[str, Figure]:
     settings, seed = experiment.config.eval, experiment.config.seed
     chunk: Batch = experiment.sample(network, settings.paths, 1, seed).to(experiment.device)
     network.eval()
-    found = transport(experiment.field(network, chunk.condition), chunk.x0, 100)
+    found = transport(experiment.field(network, chunk.condition), experiment.path.initial(chunk.x0), 100)
     d = found.dimension
     return {
         "straightness": Figure(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowcore.data import Batch
-from flowcore.errors import MachineError, PluginError
+from flowcore.errors import MachineError, PluginError, UsageError
 from flowcore.field import Field
 from flowcore.losses import matching_loss
 from flowcore.plugin.contracts import Data, Leaf, Spec
@@ -64,12 +64,13 @@ class Experiment:
 
     def field(self, network: nn.Module, condition: State | None = None) -> Field:
         """``network`` read as a field."""
-        null = (
-            None
-            if self.spec.null is None
-            else tree_map(lambda n: torch.as_tensor(n, device=self.device), self.spec.null)
-        )
-        return Field(network, self.path, self.config.predicts, condition, null)
+        return Field(network, self.path, self.config.predicts, condition, self._null)
+
+    @cached_property
+    def _null(self) -> State | None:
+        """The null condition on the device."""
+        null = self.spec.null
+        return None if null is None else tree_map(lambda n: torch.as_tensor(n, device=self.device), null)
 
     @cached_property
     def _matching(self) -> tuple[Any, Any, Any]:
@@ -87,6 +88,20 @@ class Experiment:
             keep = tree_map(lambda c, n: torch.where(_wide(dropped, c), n, c), field.condition, field.null_condition())
             field = field.with_condition(keep)
         return matching_loss(field, pairs, t.float(), metric, batch.index, times.weights(t))
+
+    def rehearse(self, network: nn.Module) -> None:
+        """Draw one sample in one step and compute one loss, for the faults that would show only after training.
+
+        Raises ``UsageError`` where guidance, solver, condition, coupling or network do not fit each other.
+        """
+        source = self.data.train()
+        batch = source.batch(torch.arange(min(2, len(source))), generator(0, "rehearse")).to(self.device)
+        try:
+            next(self.draw(network, 1, 1, 0))
+            with torch.no_grad():
+                self.loss(network, batch, generator(0, "rehearse", device=self.device))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
     @torch.no_grad()
     def draw(

@@ -1,15 +1,16 @@
 """Loading plugins: each alone, on request, and none able to harm the rest."""
 
 import contextlib
+import re
 import sys
 from typing import Any
 
 import pluggy
 
-from flowcore.errors import FlowError, PluginError
+from flowcore.errors import PluginError
 from flowcore.plugin import PROJECT, hookspecs
 from flowplat import discovery
-from flowplat.components import CORE, Component, Components
+from flowplat.components import CORE, Component, Components, one_line
 
 KINDS = {
     "register_data": "data",
@@ -42,6 +43,8 @@ class Manager:
         Raises ``PluginError`` when it is not installed, claimed twice, or fails in any way while it is imported or
         registered: the cause is named in one line and nothing of the plugin stays registered.
         """
+        if name == CORE:
+            raise PluginError(f"{CORE!r} is the platform's own name for what it brings; no plugin can be called so")
         if name in self._loaded:
             return
         plugin = discovery.find(name)
@@ -52,10 +55,8 @@ class Manager:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may call sys.exit() while it is imported
-            reason = str(error) if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
-            raise PluginError(
-                f"plugin {name!r} ({plugin.distribution} {plugin.version}) is broken: {reason}"
-            ) from error
+            owner = f"plugin {name!r} ({plugin.distribution} {plugin.version})"
+            raise PluginError(f"{owner} is broken: {one_line(error)}") from error
         self._loaded.add(name)
 
     def _register(self, name: str, module: Any) -> None:
@@ -70,8 +71,22 @@ class Manager:
                 component: str, reference: str, *, summary: str, config: str | None = None, default: bool = False,
                 kind: str = kind,
             ) -> None:  # fmt: skip
-                found.append(Component(kind, name, component, reference, summary, config, default))
+                one = Component(kind, name, component, reference, summary, config, default)
+                _check(one)
+                if any((one.kind, one.name) == (other.kind, other.name) for other in found):
+                    raise PluginError(f"it registers the {kind} {component!r} twice")
+                found.append(one)
 
             getattr(hooks.hook, hook)(register=register)
         for component in found:
             self.components.add(component)
+
+
+def _check(component: Component) -> None:
+    """Raise ``PluginError`` where a name or a reference cannot be right."""
+    name, kind = component.name, component.kind
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
+        raise PluginError(f"it calls a {kind} {name!r}; a name is of lower-case letters, digits, '-', '_' and '.'")
+    for reference in (component.reference, component.config):
+        if reference is not None and not re.fullmatch(r"[^:]+:[^:]+", str(reference)):
+            raise PluginError(f"it registers the {kind} {name!r} as {reference!r}, which is not 'module:attribute'")

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from flowcore.data import Batch
+from flowcore.errors import UsageError
 from flowcore.training import checkpoints
+from flowplat.components import one_line
 from flowplat.config import resolve
 from flowplat.experiment import Experiment
 from flowplat.plain_yaml import parse
@@ -38,8 +40,16 @@ def load(folder: str | Path, *overrides: str) -> Model:
     Raises ``InputError`` for a folder that is no run, ``IntegrityError`` when no checkpoint in it is whole.
     """
     run = RunDir.open(Path(folder))
-    plugin = parse(run.config.read_text(encoding="utf-8"), str(run.config))["plugin"]
+    settings = parse(run.config.read_text(encoding="utf-8"), str(run.config))
+    plugin = settings.get("plugin") if isinstance(settings, dict) else None
+    if not isinstance(plugin, str):
+        raise UsageError(f"{run.config} is no run's config: it names no plugin")
     experiment = Experiment(resolve(plugin, overrides, file=run.config))
-    network = experiment.network()
-    checkpoints.load_weights(checkpoints.latest(run.checkpoints), network)
+    network, checkpoint = experiment.network(), checkpoints.latest(run.checkpoints)
+    try:
+        checkpoints.load_weights(checkpoint, network)
+    except RuntimeError as error:
+        raise UsageError(
+            f"the weights in {checkpoint} do not fit the network as configured: {one_line(error)}"
+        ) from error
     return Model(experiment, network.eval())

@@ -12,7 +12,13 @@ from flowcore.errors import UsageError
 
 
 class _Loader(yaml.BaseLoader):
-    """Knows the types added below and no others: an unknown tag is an error, nothing is ever executed."""
+    """Knows the types added below and refuses every tag, so nothing is ever executed."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(None, None, f"the tag {event.tag!r} is not allowed", event.start_mark)
+        return super().compose_node(parent, index)
 
 
 for _tag, _pattern, _first in (
@@ -57,13 +63,17 @@ def parse(text: str, origin: str) -> Any:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UsageError(f"{origin}{place}: {error.problem}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{origin} is not YAML: {error}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UsageError(f"{origin} is not YAML: {' '.join(str(error).split())}") from error
 
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # other styles lose line breaks such as U+0085; double quotes escape them
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
     def represent_float(self, value: float) -> yaml.ScalarNode:
         # YAML 1.1's dumper writes 1e-05 as text would be written; the core schema reads repr() back exactly.
@@ -72,6 +82,7 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:float", repr(value))
 
 
+_Dumper.add_representer(str, _Dumper.represent_str)
 _Dumper.add_representer(float, _Dumper.represent_float)
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 

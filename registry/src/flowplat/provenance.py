@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlparse
 import torch
 
 from flowplat import discovery
+from flowplat.config import chosen
 from flowplat.experiment import Experiment
 
 FOUNDATIONS = ("flowplat", "torch", "numpy", "safetensors", "pluggy", "pydantic")
@@ -21,7 +22,7 @@ FOUNDATIONS = ("flowplat", "torch", "numpy", "safetensors", "pluggy", "pydantic"
 def collect(experiment: Experiment) -> dict[str, Any]:
     """The record written when a run starts; ``finish`` completes it."""
     config = experiment.config
-    plugins = {choice.component.plugin for choice in (config.data, config.network)} | {config.plugin}
+    plugins = {choice.component.plugin for choice in chosen(config)} | {config.plugin}
     owners = [claim.distribution for name in sorted(plugins) for claim in discovery.installed().get(name, [])]
     names = list(dict.fromkeys([*FOUNDATIONS, *owners]))
     return {

@@ -77,7 +77,7 @@ def _by_steps(figures: dict[str, Any]) -> bytes:
         for name, value in lines.items():
             axes.axhline(value, color="#718096", linewidth=0.8, linestyle="--")
             axes.text(0.4, value, name, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom", color="#4a5568")
-        if all(value > 0 for value in first["values"].values()):
+        if all(value > 0 for value in [*first["values"].values(), *lines.values()]):
             axes.set_yscale("log")
     return _svg(figure)
 

@@ -1,9 +1,11 @@
 """The folder of one run: what goes where, and how it is written so that a crash leaves no half file."""
 
+import contextlib
 import json
 import logging
+import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,16 +31,21 @@ class RunDir:
         self.figures = self.eval / "metrics.json"
         self.report = folder / "report.html"
 
+    @staticmethod
+    def refuse_used(out: Path | None) -> None:
+        """Raise ``InputError`` when ``out`` holds something already."""
+        if out is not None and out.is_dir() and any(out.iterdir()):
+            raise InputError(f"{out} is not empty; name a new folder with --out, or leave --out away")
+
     @classmethod
     def create(cls, plugin: str, preset: str, out: Path | None) -> "RunDir":
         """A new folder: ``out`` itself, or runs/<plugin>/<preset>/<UTC>-<hex>. Raises ``MachineError`` or
         ``InputError`` when it cannot be made or holds something already."""
         stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         folder = out if out is not None else Path("runs") / plugin / preset / stamp
+        cls.refuse_used(out)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise InputError(f"{folder} is not empty; name a new folder with --out, or leave --out away")
         except OSError as error:
             raise MachineError(f"the run folder {folder} cannot be made: {error}") from error
         return cls(folder)
@@ -53,13 +60,17 @@ class RunDir:
     def append_metrics(self, row: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(_finite(row)) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl."""
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        found = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # a crash may have cut the last one off
+                found.append(json.loads(line))
+        return found
 
     @contextmanager
     def logging(self) -> Iterator[None]:
@@ -79,7 +90,16 @@ class RunDir:
 
 def write_json(path: Path, data: Any) -> None:
     """Write ``data`` as JSON, whole or not at all."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(data: Any) -> Any:
+    """``data`` with null for NaN and infinity, which JSON does not know."""
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from flowcore.errors import FlowError, MachineError
 from flowcore.training import checkpoints
 from flowcore.training.loop import TrainState, begin, fit
 from flowplat import provenance
+from flowplat.components import one_line
 from flowplat.config import resolve, to_yaml
 from flowplat.evaluation import evaluate
 from flowplat.experiment import Experiment
@@ -46,26 +49,38 @@ def run(
 
 def execute(config: RunConfig, out: Path | None) -> Finished:
     """Carry a resolved config out in a new run folder."""
+    RunDir.refuse_used(out)
     experiment = Experiment(config)
-    experiment.data.train()  # a fault of the data is told before a folder is made
-    run = RunDir.create(config.plugin, config.preset or "config", out)
+    network = experiment.network()
+    experiment.rehearse(network)  # what can be known to fail is told before a folder is made
+    run = RunDir.create(config.plugin, (config.preset or "config").replace("/", "-"), out)
     record = provenance.collect(experiment)
     write_text(run.config, to_yaml(config))
     write_json(run.provenance, record)
     with run.logging():
         log.info("run folder %s", run.folder)
         try:
-            figures = _stages(experiment, run, record)
+            figures = _stages(experiment, network, run, record)
         except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+            raised, status, code = _ending(error, run)
             log.error("%s: %s\n%s", type(error).__name__, error, traceback.format_exc())
             _end(run, record, status, code)
-            if isinstance(error, OSError) and not isinstance(error, FlowError):
-                raise MachineError(f"{error}; the run so far is in {run.folder}") from error
-            raise
+            if raised is error:
+                raise
+            raise raised from error
         _end(run, record, "done", 0)
     return Finished(run.folder, figures)
+
+
+def _ending(error: BaseException, run: RunDir) -> tuple[BaseException, str, int]:
+    """What to raise for ``error``, the run's status, and its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return error, "interrupted", 130
+    if isinstance(error, OSError):
+        error = MachineError(f"{error}; the run so far is in {run.folder}")
+    elif not isinstance(error, Exception):  # a plugin that calls sys.exit() has no say in the exit code
+        error = FlowError(f"{one_line(error)}; the run so far is in {run.folder}")
+    return error, "failed", getattr(error, "exit_code", 1)
 
 
 def _end(run: RunDir, record: dict[str, Any], status: str, code: int) -> None:
@@ -76,9 +91,8 @@ def _end(run: RunDir, record: dict[str, Any], status: str, code: int) -> None:
         log.error("provenance.json cannot be completed: %s", error)
 
 
-def _stages(experiment: Experiment, run: RunDir, record: dict[str, Any]) -> dict[str, Any]:
+def _stages(experiment: Experiment, network: nn.Module, run: RunDir, record: dict[str, Any]) -> dict[str, Any]:
     config = experiment.config
-    network = experiment.network()
     count = sum(p.numel() for p in network.parameters())
     log.info("%s on %s, %d parameters", config.network.component.full_name, experiment.device, count)
     state = _train(experiment, run, begin(network, config.train))

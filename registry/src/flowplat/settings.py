@@ -18,6 +18,8 @@ class Settings(BaseModel):
 class SampleSettings(Settings):
     """How samples are drawn."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # sample.condition=3 names a class
+
     count: int = Field(100, ge=1, description="samples to draw")
     steps: int = Field(100, ge=1, description="solver steps")
     solver: Chosen = Field(description="the solver")
@@ -77,7 +79,10 @@ CHOICES = {
     "sample.guidance": "guidance",
     "eval.metrics": "metric",
 }
-"""Where a config names components, and of which kind; the last two are lists."""
+"""Where a config names components, and of which kind."""
+
+LISTS = {"sample.guidance", "eval.metrics"}
+"""Those of ``CHOICES`` that are lists."""
 
 DEFAULTS = {
     "path": "linear",

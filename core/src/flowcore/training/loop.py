@@ -83,16 +83,22 @@ def fit(
             count, now = state.step - since, time.perf_counter()
             mean = total.item() / count
             if not math.isfinite(mean):
-                raise FlowError(
-                    f"the loss is {mean} between steps {since} and {state.step}: lower train.lr or train.clip, "
-                    "or look at the data for values that are not finite"
-                )
+                raise _diverged(f"the loss is {mean}", since, state.step)
             speed = count * settings.batch_size / (now - clock)
             log({"step": state.step, "loss": mean, "grad_norm": norm.item(), "lr": rate(settings, step),
                  "samples_per_s": round(speed, 1)})  # fmt: skip
             total.zero_()
             since, clock = state.step, now
         if state.step % settings.checkpoint_every == 0 or state.step == settings.steps:
+            if not all(bool(p.isfinite().all()) for p in state.network.parameters()):  # never over a good checkpoint
+                raise _diverged("a weight is not finite", since, state.step)
             save(state)
         after_step(state.step)
     return state
+
+
+def _diverged(what: str, since: int, step: int) -> FlowError:
+    return FlowError(
+        f"{what} between steps {since} and {step}: lower train.lr or train.clip, "
+        "or look at the data for values that are not finite"
+    )

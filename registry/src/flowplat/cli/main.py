@@ -9,7 +9,7 @@ from importlib import import_module
 import click
 
 from flowcore import __version__
-from flowcore.errors import FlowError
+from flowcore.errors import FlowError, MachineError
 
 COMMANDS = {
     "run": "train a preset of a plugin, evaluate it, sample from it, and report",
@@ -75,11 +75,11 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `platform list | head` is no error
         sys.stderr.close()
         sys.exit(0)
-    except FlowError as error:
+    except (FlowError, OSError) as error:
         if debug:
             raise
         click.echo(f"platform: {error}", err=True)
-        sys.exit(error.exit_code)
+        sys.exit(getattr(error, "exit_code", MachineError.exit_code))
     except Exception as error:
         if debug:
             raise

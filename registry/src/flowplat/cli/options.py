@@ -1,5 +1,7 @@
 """Options and arguments that several verbs share."""
 
+import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,11 @@ def config_source(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = decorate(function)
     return function
+
+
+def results_only() -> contextlib.AbstractContextManager[Any]:
+    """While it lasts, what plugins print goes to stderr: stdout carries results alone."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def echo_json(data: Any) -> None:

@@ -1,10 +1,14 @@
 """``platform run``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowplat.cli.options import as_json, config_source, echo_json
+from flowplat.cli.options import as_json, config_source, echo_json, results_only
+
+if TYPE_CHECKING:
+    from flowplat.experiment import Experiment
 
 
 @click.command("run")
@@ -28,9 +32,15 @@ def command(
 
     config = resolve(plugin, overrides, preset, file, smoke)
     if dry_run:
-        _plan(Experiment(config), as_json)
+        with results_only():
+            plan = _plan(Experiment(config))
+        if as_json:
+            echo_json(plan)
+        for key, value in {} if as_json else plan.items():
+            click.echo(f"{key:12}{value}")
         return
-    finished = execute(config, out)
+    with results_only():
+        finished = execute(config, out)
     if as_json:
         echo_json({"folder": str(finished.folder), "figures": finished.figures})
         return
@@ -47,15 +57,12 @@ def command(
     click.echo(f"report: {finished.folder / 'report.html'}")
 
 
-def _plan(experiment: object, as_json: bool) -> None:
-    from flowcore.data import everything
-    from flowplat.experiment import Experiment
-
-    assert isinstance(experiment, Experiment)
+def _plan(experiment: "Experiment") -> dict[str, Any]:
+    """What a run would do, every part of it built and tried once."""
     config, spec = experiment.config, experiment.spec
     source, network = experiment.data.train(), experiment.network()
-    everything(source, 2)
-    plan = {
+    experiment.rehearse(network)
+    return {
         "plugin": config.plugin,
         "preset": config.preset,
         "data": config.data.component.full_name,
@@ -68,8 +75,3 @@ def _plan(experiment: object, as_json: bool) -> None:
         "epochs": round(config.train.steps * config.train.batch_size / len(source), 1),
         "device": str(experiment.device),
     }
-    if as_json:
-        echo_json(plan)
-    else:
-        for key, value in plan.items():
-            click.echo(f"{key:12}{value}")

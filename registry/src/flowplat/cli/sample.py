@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from flowplat.cli.options import as_json, echo_json
+from flowplat.cli.options import as_json, echo_json, results_only
 
 
 @click.command("sample")
@@ -29,17 +29,19 @@ def command(
     from flowcore.errors import InputError
     from flowplat.model import load
 
-    model = load(folder, *overrides)
+    with results_only():
+        model = load(folder, *overrides)
     config = model.experiment.config
     steps = config.sample.steps if steps is None else steps
     seed = config.seed if seed is None else seed
     target = out if out is not None else folder / "samples" / f"n{count}-steps{steps}-seed{seed}"
     if target.exists() and any(target.iterdir()):
         raise InputError(f"{target} is not empty; name a new folder with -o")
-    samples = model.sample(count, steps, seed, condition)
-    target.mkdir(parents=True, exist_ok=True)
-    model.data.write(samples, target)
-    (target / "sheet.png").write_bytes(model.data.show(samples))
+    with results_only():
+        samples = model.sample(count, steps, seed, condition)
+        target.mkdir(parents=True, exist_ok=True)
+        model.data.write(samples, target)
+        (target / "sheet.png").write_bytes(model.data.show(samples))
     if as_json:
         echo_json({"folder": str(target), "count": count, "steps": steps, "nfe": samples.extra["calls"], "seed": seed})
     else:

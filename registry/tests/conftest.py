@@ -1,0 +1,104 @@
+"""Plugins made for one test: real distributions on sys.path, with metadata and an entry point."""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import torch
+
+import flowplat
+
+PRESETS = {
+    "ring.yaml": """
+        data: ring
+        network: {name: dense, width: 24}
+        train: {steps: 12, batch_size: 8, log_every: 4, checkpoint_every: 5}
+        sample: {count: 8, steps: 2}
+        eval: {count: 16, steps: [1, 2], metrics: [radius], paths: 8}
+        """,
+    "halves.yaml": """
+        data: {name: ring, conditional: true}
+        network: dense
+        train: {steps: 12, drop_condition: 0.1}
+        sample: {guidance: [{name: classifier_free, scale: 1.5}]}
+        """,
+}
+
+Install = Callable[..., Path]
+
+
+def put(
+    site: Path, plugin: str, code: str, files: dict[str, str] | None = None, distribution: str | None = None
+) -> Path:
+    """Write what ``pip install`` of flowplat-<plugin> 1.0 would: the package flowplat_<plugin>, whose module ``plugin``
+    holds ``code`` and is the entry point, with any further ``files``. Returns the package's folder."""
+    distribution = distribution or f"flowplat-{plugin}"
+    stem = distribution.replace("-", "_")
+    package, info = site / distribution / stem, site / distribution / f"{stem}-1.0.dist-info"
+    package.mkdir(parents=True)
+    info.mkdir()
+    for name, text in {"__init__.py": "", "plugin.py": code, **(files or {})}.items():
+        (package / name).write_text(dedent(text), encoding="utf-8")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\nSummary: a test\n")
+    (info / "entry_points.txt").write_text(f"[flowplat.plugins]\n{plugin} = {stem}.plugin\n")
+    return package
+
+
+@contextmanager
+def path_to(site: Path) -> Iterator[Install]:
+    """``install(plugin, code, ...)`` puts a plugin below ``site`` and on sys.path, until the end."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def install(*arguments: Any, **keywords: Any) -> Path:
+            package = put(site, *arguments, **keywords)
+            patch.syspath_prepend(package.parent)
+            return package
+
+        yield install
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(site)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def install(tmp_path: Path) -> Iterator[Install]:
+    """``install("wind", code)`` installs a plugin for one test; see ``put``."""
+    with path_to(tmp_path / "site") as install:
+        yield install
+
+
+RING = {"code": Path(__file__).with_name("ring.py").read_text(encoding="utf-8"), "files": PRESETS}
+
+
+@pytest.fixture
+def ring(install: Install) -> Path:
+    """The plugin of ring.py, installed, with its two presets."""
+    return install("ring", **RING)
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    with path_to(folder / "site") as install:
+        install("ring", **RING)
+        return flowplat.run("ring", "engine.threads=1", out=folder / "run").folder
+
+
+@pytest.fixture
+def trained(_trained: Path, ring: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run of ring's preset."""
+    return Path(shutil.copytree(_trained, tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The same arithmetic, and no more than one core, whatever the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

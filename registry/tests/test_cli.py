@@ -1,0 +1,233 @@
+"""cli: the verbs, their output, and the one place where errors become exit codes."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+
+import flowplat
+from flowcore import errors
+from flowplat.cli.main import COMMANDS, group, main
+from flowplat.config import plain, resolve
+from flowplat.manager import Manager
+from flowplat.plain_yaml import parse
+
+
+def platform(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of ``platform ...`` in this process."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_verb_of_the_table_is_there_and_says_what_it_does(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = platform(capsys, verb, "--help")
+    assert (code, err) == (0, "")
+    assert f"Usage: platform {verb} " in out
+    assert " ".join(COMMANDS[verb].split())[1:] in " ".join(out.split())
+    command = group.commands.get(verb) or import_module(f"flowplat.cli.{verb.replace('-', '_')}").command
+    silent = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
+    assert silent == []
+
+
+def test_the_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = platform(capsys, "--help")
+    assert code == 0
+    assert all(f"\n  {verb} " in out for verb in COMMANDS)
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = platform(capsys, "--version")
+    assert code == 0
+    assert flowplat.__version__ in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["rn"], "did you mean 'run'?"),
+        (["zzz"], "there are run, sample"),
+        (["run"], "PLUGIN"),
+        (["list", "--xml"], "--xml"),
+        (["sample", "."], "is no run folder"),
+        (["sample", "x", "-n", "0"], "0"),
+        (["run", "ring", "nonsense"], "key=value"),
+        (["run", "ring", "-c", "missing.yaml"], "missing.yaml"),
+        (["run", "ring", "--preset", "halfs"], "'halves'"),
+    ],
+)
+def test_what_was_typed_wrong_is_code_2(
+    arguments: list[str], told: str, ring: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = platform(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "error", [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.FlowError)]
+)
+def test_an_error_is_one_line_and_its_code(
+    error: type[errors.FlowError], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises() -> None:
+        raise error("the reason and the way out")
+
+    monkeypatch.setattr("flowplat.discovery.installed", raises)
+    assert platform(capsys, "list") == (error.exit_code, "", "platform: the reason and the way out\n")
+    with pytest.raises(error):
+        main(["list", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero (--debug shows where)"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (PermissionError(13, "Permission denied", "/data"), 4, "/data"),
+        (OSError(28, "No space left on device"), 4, "No space left on device"),
+    ],
+    ids=["bug", "ctrl-c", "permission", "disk"],
+)
+def test_any_other_error_is_a_line_too(
+    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises() -> None:
+        raise error
+
+    monkeypatch.setattr("flowplat.discovery.installed", raises)
+    found, out, err = platform(capsys, "list")
+    assert (found, out) == (code, "")
+    assert told in err
+    assert err.strip().startswith("platform: ")
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_code_4(ring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    code, out, err = platform(capsys, "run", "ring", "--out", str(tmp_path / "file" / "run"))
+    assert (code, out) == (4, "")
+    assert "file/run" in err
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_code_5(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for weights in (trained / "checkpoints").rglob("ema.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-1])
+    code, out, err = platform(capsys, "sample", str(trained), "-o", str(tmp_path / "drawn"))
+    assert (code, out) == (5, "")
+    assert "ema.safetensors is damaged" in err
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_list(ring: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = platform(capsys, "list")
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines() if line.startswith("ring")] == [["ring", "1.0"]]
+    rows = {row["plugin"]: row for row in json.loads(platform(capsys, "list", "--json")[1])}
+    assert rows["ring"] == {
+        "plugin": "ring", "distribution": "flowplat-ring", "version": "1.0", "state": "ok", "summary": "a test"
+    }  # fmt: skip
+
+
+def test_list_shows_a_name_that_is_claimed_twice(install, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    install("wind", "")
+    install("wind", "", distribution="windflow")
+    code, out, _ = platform(capsys, "list")
+    assert code == 0
+    assert out.count("[duplicate]") == 2
+    rows = json.loads(platform(capsys, "list", "--json")[1])
+    assert [row["state"] for row in rows if row["plugin"] == "wind"] == ["duplicate", "duplicate"]
+
+
+@pytest.mark.parametrize("plugin", ["core", "ring"])
+def test_info_shows_every_component_and_option(plugin: str, ring: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manager = Manager()
+    if plugin != "core":
+        manager.load(plugin)
+    components = list(manager.components.of(plugin=plugin))
+    code, out, _ = platform(capsys, "info", plugin)
+    assert code == 0
+    told = json.loads(platform(capsys, "info", plugin, "--json")[1])
+    assert told["plugin"] == plugin
+    assert {(row["kind"], row["name"]) for row in told["components"]} == {(c.kind, c.name) for c in components}
+    for row in told["components"]:
+        assert row["name"] in out
+        assert all(option["name"] in out for option in row["options"])
+    if plugin == "ring":
+        (data,) = [row for row in told["components"] if (row["kind"], row["name"]) == ("data", "ring")]
+        (count,) = [option for option in data["options"] if option["name"] == "count"]
+        assert (count["type"], count["bounds"].strip(), count["default"]) == ("int", ">= 0", "64")
+        assert "(default)" in out
+
+
+def test_show_config_prints_what_a_run_would_use(ring: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = platform(capsys, "show-config", "ring", "seed=4")
+    assert (code, err) == (0, "")
+    assert parse(out, "stdout") == plain(resolve("ring", ["seed=4"]))
+    out = platform(capsys, "show-config", "ring", "seed=4", "--json")[1]
+    assert json.loads(out) == plain(resolve("ring", ["seed=4"]))
+
+
+def test_a_run_tells_its_figures_on_stdout(ring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = platform(capsys, "run", "ring", "--out", str(tmp_path / "one"))
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].split() == ["solver", "steps", "1", "2", "floor", "baselines"]
+    assert "radius" in out
+    assert "noise 0.5" in out
+    assert out.splitlines()[-1] == f"report: {tmp_path / 'one' / 'report.html'}"
+    told = json.loads(platform(capsys, "run", "ring", "--json", "--out", str(tmp_path / "two"))[1])
+    assert told["folder"] == str(tmp_path / "two")
+    assert told["figures"] == json.loads((tmp_path / "one" / "eval" / "metrics.json").read_text())
+
+
+def test_what_a_plugin_prints_in_a_run_is_kept_off_stdout(
+    ring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = ring / "plugin.py"
+    source.write_text(source.read_text().replace("    away = ", "    print('measuring')\n    away = "))
+    code, out, err = platform(capsys, "run", "ring", "--json", "--out", str(tmp_path / "run"))
+    assert code == 0
+    assert json.loads(out)["folder"] == str(tmp_path / "run")
+    assert "measuring" in err
+
+
+def test_a_dry_run_trains_nothing(
+    ring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    code, out, _ = platform(capsys, "run", "ring", "--dry-run", "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert (plan["preset"], plan["samples"], plan["steps"], plan["epochs"]) == ("ring", 64, 12, 1.5)
+    assert plan["parameters"] == (6 * 24 + 24) + (24 * 2 + 2)
+    assert "parameters" in platform(capsys, "run", "ring", "--dry-run")[1]
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_samples(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(trained)
+    code, out, err = platform(capsys, "sample", run, "-n", "5", "--steps", "3")
+    assert (code, err) == (0, "")
+    folder = Path(out.strip())
+    assert folder == tmp_path / "run" / "samples" / "n5-steps3-seed0"
+    assert {f.name for f in folder.iterdir()} == {"points.csv", "sheet.png"}
+    code, _, err = platform(capsys, "sample", run, "-n", "5", "--steps", "3")
+    assert code == 2
+    assert "is not empty" in err
+    out = platform(capsys, "sample", run, "-n", "8", "--steps", "3", "-o", str(tmp_path / "more"), "--json")[1]
+    assert json.loads(out) == {"folder": str(tmp_path / "more"), "count": 8, "steps": 3, "nfe": 3, "seed": 0}
+    few, many = ((f / "points.csv").read_text().splitlines() for f in (folder, tmp_path / "more"))
+    assert many[:5] == few
+    (tmp_path / "file").write_text("")
+    code, _, err = platform(capsys, "sample", run, "-o", str(tmp_path / "file"))
+    assert code in (2, 4)
+    assert str(tmp_path / "file") in err
