@@ -196,8 +196,8 @@ class Coupled:
     """A source whose batches come with x0 drawn and paired: in a loader worker, the coupling hides behind the step.
 
     ``draw_source(like, generator)`` is ``path.draw_source``. All draws come from the batch's own generator, so a batch
-    is the same whichever worker makes it. ``batch`` raises ``ValueError`` for what a ``Batch`` cannot carry or pairs
-    must not touch: a coupling that weights or reorders the data, ragged samples, an x0 that is given.
+    is the same whichever worker makes it. ``batch`` raises ``ValueError`` for what pairs must not touch, ragged samples
+    and an x0 that is given, and for a coupling that reorders the data.
     """
 
     def __init__(
@@ -218,11 +218,9 @@ class Coupled:
         if batch.index is not None:
             raise ValueError("a ragged batch cannot be coupled sample by sample; use the independent coupling")
         pairs = self.coupling(self.draw_source(batch.x1, generator), batch.x1, batch.condition, generator)
-        if pairs.weight is not None:
-            raise ValueError("a coupling with weights belongs in the training step: a loader's batch has no weights")
         if pairs.index is not None and not torch.equal(pairs.index[1].cpu(), torch.arange(len(batch))):
             raise ValueError("a coupling in the loader must keep the order of x1: the batch's labels would not follow")
-        return replace(batch, x0=pairs.x0)
+        return replace(batch, x0=pairs.x0, weight=pairs.weight)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ A source of data is anything with a length and ``batch(rows, generator) -> Batch
 as a pure function of (seed, step, rank), so loaders, workers and resumed runs all see the same batches.
 """
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from flowcore.seeds import generator
 from flowcore.state import State, first_leaf, tree_map
@@ -21,8 +23,9 @@ class Batch:
     """Samples of one batch.
 
     ``x1`` is the data. ``condition`` is what the network is told of each sample, or None. ``x0`` is the source where
-    it is given rather than drawn (reflow pairs, paired images). ``index`` and ``samples`` belong to ragged batches.
-    ``extra`` holds what metrics and writers want and the network must not see: labels, names, units.
+    it is given rather than drawn (reflow pairs, paired images), ``weight`` (B,) the weights of those pairs. ``index``
+    and ``samples`` belong to ragged batches. ``extra`` holds what metrics and writers want and the network must not
+    see: labels, names, units.
     """
 
     x1: State
@@ -30,6 +33,7 @@ class Batch:
     x0: State | None = None
     index: Any = None
     samples: int | None = None
+    weight: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -108,8 +112,38 @@ def _epoch(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=generator(seed, "epoch", epoch))
 
 
-def batches(source: Source, batch_size: int, start: int, stop: int, seed: int, rank: int = 0) -> Iterator[Batch]:
-    """Batches number ``start`` to ``stop - 1``; each depends on (seed, step, rank) alone."""
-    for step in range(start, stop):
-        rows = rows_of_step(len(source), batch_size, step, seed)
-        yield source.batch(rows, generator(seed, "batch", step, rank))
+class _Steps(Dataset[Batch]):
+    """The batch of each step, as a loader's worker is asked for it."""
+
+    def __init__(self, source: Source, batch_size: int, seed: int, rank: int) -> None:
+        self.source, self.batch_size, self.seed, self.rank = source, batch_size, seed, rank
+
+    def __getitem__(self, step: int) -> Batch:
+        rows = rows_of_step(len(self.source), self.batch_size, step, self.seed)
+        return self.source.batch(rows, generator(self.seed, "batch", step, self.rank))
+
+
+def batches(
+    source: Source, batch_size: int, start: int, stop: int, seed: int, rank: int = 0, workers: int = 0
+) -> Iterator[Batch]:
+    """Batches number ``start`` to ``stop - 1``; each depends on (seed, step, rank) alone.
+
+    With ``workers`` they are made in as many processes, ahead of the steps that use them: worth it where a batch takes
+    long to read, augment or couple. What comes is the same for any number of workers.
+    """
+    steps = _Steps(source, batch_size, seed, rank)
+    if workers == 0:
+        return (steps[step] for step in range(start, stop))
+    # forked where that can be: a source may hold functions, which no pickle carries to a spawned process
+    context = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    draws = generator(seed, "loader")  # the loader seeds its workers from it; no batch draws from that
+    return iter(
+        DataLoader(
+            steps,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=workers,
+            generator=draws,
+            multiprocessing_context=context,
+        )
+    )

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowcore.data import Batch
+from flowcore.couplings import Coupled, Pairs
+from flowcore.data import Batch, Source
 from flowcore.errors import MachineError, PluginError, UsageError
 from flowcore.field import Field
 from flowcore.losses import matching_loss
@@ -58,6 +59,15 @@ class Experiment:
         return network.to(self.device)
 
     @cached_property
+    def source(self) -> Source:
+        """What is trained on. Every coupling but the independent one is made with the batch, where a loader's worker
+        hides it behind the step; independent noise is drawn on the device by ``loss``."""
+        source = self.data.train()
+        if self.config.coupling.component.full_name == "core/independent":
+            return source
+        return Coupled(source, self.path.draw_source, self.config.coupling.build())
+
+    @cached_property
     def path(self) -> Any:
         """The probability path."""
         return self.config.path.build()
@@ -73,14 +83,14 @@ class Experiment:
         return None if null is None else tree_map(lambda n: torch.as_tensor(n, device=self.device), null)
 
     @cached_property
-    def _matching(self) -> tuple[Any, Any, Any]:
-        return self.config.coupling.build(), self.config.times.build(), self.config.loss.build()
+    def _matching(self) -> tuple[Any, Any]:
+        return self.config.times.build(), self.config.loss.build()
 
     def loss(self, network: nn.Module, batch: Batch, draws: torch.Generator) -> Tensor:
         """The matching loss of a batch, one value a sample; see ``flowcore.losses.matching_loss``."""
-        couple, times, metric = self._matching
+        times, metric = self._matching
         x0 = self.path.draw_source(batch.x1, draws) if batch.x0 is None else batch.x0
-        pairs = couple(x0, batch.x1, batch.condition, draws)
+        pairs = Pairs(x0, batch.x1, batch.weight)
         t = times(len(batch), draws)
         field = self.field(network, batch.condition)
         if self.config.train.drop_condition > 0 and field.condition is not None and field.null is not None:
@@ -94,9 +104,9 @@ class Experiment:
 
         Raises ``UsageError`` where guidance, solver, condition, coupling or network do not fit each other.
         """
-        source = self.data.train()
-        batch = source.batch(torch.arange(min(2, len(source))), generator(0, "rehearse")).to(self.device)
+        rows = torch.arange(min(2, len(self.source)))
         try:
+            batch = self.source.batch(rows, generator(0, "rehearse")).to(self.device)
             next(self.draw(network, 1, 1, 0))
             with torch.no_grad():
                 self.loss(network, batch, generator(0, "rehearse", device=self.device))

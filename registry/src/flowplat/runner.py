@@ -121,10 +121,11 @@ def _train(experiment: Experiment, run: RunDir, state: TrainState) -> TrainState
         return fit(
             state,
             experiment.loss,
-            experiment.data.train(),
+            experiment.source,
             config.train,
             config.seed,
             logged,
             saved,
             after_step=lambda step: bar.update(),
+            workers=config.engine.workers,
         )

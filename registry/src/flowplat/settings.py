@@ -45,6 +45,7 @@ class EngineSettings(Settings):
     """Where it runs."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
+    workers: int = Field(0, ge=0, description="processes that make batches ahead; they change no result")
     threads: int | None = Field(None, ge=1, description="CPU threads; null for torch's own choice")
 
 

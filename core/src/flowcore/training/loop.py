@@ -54,19 +54,21 @@ def fit(
     log: Callable[[dict[str, Any]], None],
     save: Callable[[TrainState], None],
     after_step: Callable[[int], None] = lambda step: None,
+    workers: int = 0,
 ) -> TrainState:
     """Train from ``state.step`` to ``settings.steps``.
 
     ``log`` gets a row every ``log_every`` steps: the mean loss since the last row, the gradient norm before clipping,
-    the learning rate, samples a second. ``save`` is called every ``checkpoint_every`` steps and at the end. Raises
-    ``FlowError`` naming the steps when the loss is no longer finite; what was saved before stays.
+    the learning rate, samples a second. ``save`` is called every ``checkpoint_every`` steps and at the end. ``workers``
+    processes make batches ahead and change nothing else. Raises ``FlowError`` naming the steps when the loss or a
+    weight is no longer finite; what was saved before stays.
     """
     device = next(state.network.parameters()).device
     parameters = [p for p in state.network.parameters() if p.requires_grad]
     total, norm = torch.zeros((), device=device), torch.zeros((), device=device)
     since, clock = state.step, time.perf_counter()
     state.network.train()
-    for batch in batches(source, settings.batch_size, state.step, settings.steps, seed):
+    for batch in batches(source, settings.batch_size, state.step, settings.steps, seed, workers=workers):
         step = state.step
         torch.manual_seed(derive(seed, "network", step))  # dropout draws from the global generator
         value = loss(state.network, batch.to(device), generator(seed, "loss", step, device=device)).mean()
