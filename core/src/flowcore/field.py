@@ -92,15 +92,23 @@ class Field:
         """grad log p_t(x), for a Gaussian source; infinite at t = 1."""
         return self._as("score", x, t)
 
+    def _watched(self) -> list[Tensor]:
+        """A weight whose version tells an optimiser's step: the same point is then another evaluation."""
+        parameters = getattr(self.network, "parameters", None)
+        return [] if parameters is None else [p for _, p in zip(range(1), parameters(), strict=False)]
+
     def _as(self, wanted: Prediction, x: State, t: float | Tensor) -> State:
         # Guidance asks for x1 and then the velocity at the same point: the last evaluation is kept, and known again by
         # the identity and version of its tensors, so that an in-place change or another grad mode is never mistaken.
+        # Inference tensors count no versions, so they are never known again.
+        tensors = [*leaves(x), *([t] if isinstance(t, Tensor) else []), *self._watched()]
+        known = not any(tensor.is_inference() for tensor in tensors)
         key = (
-            tuple((id(leaf), leaf._version) for leaf in leaves(x)),
-            (id(t), t._version) if isinstance(t, Tensor) else t,
+            [(id(tensor), tensor._version, tensor.requires_grad) for tensor in tensors] if known else None,
+            None if isinstance(t, Tensor) else t,
             torch.is_grad_enabled(),
         )
-        if self._last is None or self._last[0] != key:
+        if not known or self._last is None or self._last[0] != key:
             self._last = (key, self.predict(x, t), x, t)  # x and t too: an id is unique only while its object lives
         return self.path.convert(self._last[1], x, t, self.predicts, wanted, self.index)
 
@@ -121,8 +129,10 @@ def change_path(field: Field, path: Affine) -> Field:
         raise ValueError("change_path takes a field on an affine path")
 
     def network(x: Tensor, r: Tensor, condition: Any) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise ValueError("change_path takes tensor states; a dict has a path for each key")
         a, s, da, ds = path.coefficients(r)
-        t = old.inverse(a, s)
+        t = old.inverse(a, s).clamp(old.start, old.stop)
         scale = (a + s) / (old.alpha(t) + old.sigma(t))
         told = field.with_condition(condition)
         there = x / expand(scale, x)

@@ -50,9 +50,10 @@ def student_t(dimension: float) -> Source:
 class Affine:
     """x_t = alpha(t) x1 + sigma(t) x0 with alpha' sigma - sigma' alpha > 0 on (0, 1).
 
-    ``inverse(a, s)`` is the time at which alpha : sigma = a : s, for a change of path. ``start`` and ``stop`` bound the
-    times a sampler may use: they leave out an end at which a coefficient is infinite. All methods take states (tensors
-    or dicts), ``t`` scalar or (B,), and an optional ragged ``index``.
+    ``inverse(a, s)`` is the time at which alpha : sigma = a : s, or the nearest there is, for a change of path.
+    ``start`` and ``stop`` bound the times a sampler may use: they leave out an end at which a coefficient is infinite
+    or the velocity says nothing of the data. All methods take states (tensors or dicts), ``t`` scalar or (B,), and an
+    optional ragged ``index``.
     """
 
     name: str
@@ -110,6 +111,9 @@ class Affine:
         q = -e / sigma, and x = alpha x1 + sigma e closes the circle. Dividing by alpha is singular at t = 0, by sigma
         at t = 1: noise -> x1 and x1 -> noise inherit that, velocity -> anything but the score does not.
         """
+        for kind in (given, wanted):
+            if kind not in PREDICTIONS:
+                raise ValueError(_unknown(kind))
         if given == wanted:
             return value
         if not isinstance(x, Tensor):
@@ -126,10 +130,8 @@ class Affine:
                 x1, noise = value, (x - a * value) / s
             case "noise":
                 x1, noise = (x - s * value) / a, value
-            case "score":
-                x1, noise = (x + s * s * value) / a, -s * value
             case _:
-                raise ValueError(_unknown(given))
+                x1, noise = (x + s * s * value) / a, -s * value
         match wanted:
             case "velocity":
                 return da * x1 + ds * noise
@@ -137,9 +139,7 @@ class Affine:
                 return x1
             case "noise":
                 return noise
-            case "score":
-                return -noise / s
-        raise ValueError(_unknown(wanted))
+        return -noise / s
 
 
 def _unknown(kind: str) -> str:
@@ -159,7 +159,7 @@ def linear(floor: float = 0.0) -> Affine:
         lambda t: 1 - fall * t,
         torch.ones_like,
         lambda t: torch.full_like(t, -fall),
-        lambda a, s: a / (s + fall * a),
+        lambda a, s: (a / (s + fall * a)).clamp(max=1),
     )
 
 
@@ -174,7 +174,7 @@ def polynomial(power: float = 2.0) -> Affine:
         lambda t: power * t ** (power - 1),
         lambda t: -power * t ** (power - 1),
         lambda a, s: (a / (a + s)) ** (1 / power),
-        start=0.0 if power >= 1 else END,
+        start=0.0 if power == 1 else END,  # at t = 0 the velocity says nothing of the data, or is infinite
     )
 
 
@@ -184,8 +184,8 @@ def cosine() -> Affine:
     return Affine(
         "cosine",
         lambda t: torch.sin(half * t),
-        lambda t: torch.cos(half * t),
-        lambda t: half * torch.cos(half * t),
+        lambda t: torch.sin(half * (1 - t)),  # cos(pi t / 2), and exactly 0 at t = 1
+        lambda t: half * torch.sin(half * (1 - t)),
         lambda t: -half * torch.sin(half * t),
         lambda a, s: torch.atan2(a, s) / half,
     )
@@ -226,7 +226,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Affine:
         return (-torch.expm1(-exponent(t))).sqrt()
 
     def inverse(a: Tensor, s: Tensor) -> Tensor:
-        wanted = torch.log1p((s / a).square())
+        wanted = torch.log1p((s / a).square()).clamp(max=rise / 2 + beta_min)
         root = (beta_min**2 + 2 * rise * wanted).sqrt()
         return 1 - 2 * wanted / (root + beta_min)
 
@@ -253,7 +253,7 @@ def ve(sigma_max: float = 80.0) -> Affine:
         lambda t: sigma_max * (1 - t),
         torch.zeros_like,
         lambda t: torch.full_like(t, -sigma_max),
-        lambda a, s: 1 - s / (sigma_max * a),
+        lambda a, s: (1 - s / (sigma_max * a)).clamp(min=0),
     )
 
 

@@ -8,6 +8,7 @@ r = t + h, made fresh for each solve by a factory in ``METHODS``, so that a mult
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from flowcore.state import State, add, first_leaf, leaves, tree_map
 
 Velocity = Callable[[State, Tensor], State]
 Step = Callable[..., State]
-"""``step(field, x, t, r, h) -> x``; t and r are 0-dimensional tensors, h = r - t a float. A method that draws noise
-has the attribute ``draws`` set to the generator by ``solve``; an adaptive one has ``adaptive = True``."""
+"""``step(field, x, t, r, h) -> x``; t and r are 0-dimensional tensors, h = r - t a float. ``solve`` knows a method by
+its attributes, where it has them: ``draws`` is set to the generator, ``reset()`` called before the first step;
+``adaptive`` says that it chooses steps of its own, ``needs_field`` that a plain velocity will not do."""
 Callback = Callable[[int, float, State], None]
 
 
@@ -83,12 +85,19 @@ def dopri5(rtol: float = 1e-5, atol: float = 1e-5) -> Step:
     def step(v: Velocity, x: State, t: Tensor, r: Tensor, h: float) -> State:
         flat, rebuild = _flatten(x)
 
-        def slope(now: Tensor, y: Tensor) -> Tensor:
-            return _flatten(v(rebuild(y), now))[0]
+        early, late = (t, r) if h > 0 else (r, t)
 
+        def slope(now: Tensor, y: Tensor) -> Tensor:
+            # the guess of a first step looks ahead, and must not look past the end, where a path may have nothing
+            return _flatten(v(rebuild(y), torch.minimum(torch.maximum(now, early), late)))[0]
+
+        options = {"step_t": r.reshape(1)}  # the last step ends at r instead of being interpolated back to it
         try:
-            return rebuild(odeint(slope, flat, torch.stack([t, r]), rtol=rtol, atol=atol, method="dopri5")[-1])
+            ends = odeint(slope, flat, torch.stack([t, r]), rtol=rtol, atol=atol, method="dopri5", options=options)
+            return rebuild(ends[-1])
         except AssertionError as error:
+            if not str(error).startswith(("underflow in dt", "non-finite values")):
+                raise  # the network's own
             raise FloatingPointError(
                 f"dopri5 needs steps below the precision of t between {float(t):.4g} and {float(r):.4g} ({error}): the "
                 "field is not finite or very stiff there, or rtol and atol are too small for the dtype"
@@ -107,6 +116,9 @@ def euler_maruyama(diffusion: float | Callable[[Tensor], Tensor] = 1.0) -> Step:
     """
 
     def step(field: "Velocity", x: State, t: Tensor, r: Tensor, h: float) -> State:
+        draws: torch.Generator | None = step.draws  # type: ignore[attr-defined]
+        if draws is None:
+            raise ValueError("euler_maruyama draws noise: pass solve(..., generator=...)")
         e = diffusion(t) if callable(diffusion) else diffusion * field.path.sigma(t)  # type: ignore[attr-defined]
         e = float(e)
         x = add(x, field(x, t), h) if e == 0 else add(
@@ -114,7 +126,6 @@ def euler_maruyama(diffusion: float | Callable[[Tensor], Tensor] = 1.0) -> Step:
         )  # fmt: skip
         if e == 0 or r == 1:
             return x
-        draws: torch.Generator | None = step.draws  # type: ignore[attr-defined]
 
         def noise(leaf: Tensor) -> Tensor:
             return torch.randn(leaf.shape, generator=draws, dtype=leaf.dtype, device=leaf.device)
@@ -122,17 +133,19 @@ def euler_maruyama(diffusion: float | Callable[[Tensor], Tensor] = 1.0) -> Step:
         return add(x, tree_map(noise, x), math.sqrt(2 * e * abs(h)))
 
     step.draws = None  # type: ignore[attr-defined]
+    step.needs_field = True  # type: ignore[attr-defined]
     return step
 
 
 def exponential(order: int = 2) -> Step:
     """The exponential integrator of the noise ratio, DPM-Solver++ of order 1 or 2M: one evaluation a step.
 
-        x_r = (sigma_r / sigma_t) x_t + (alpha_r - alpha_t sigma_r / sigma_t) D
+        x_r = alpha_r D + sigma_r e,   D = E[x1 | x_t],  e = E[x0 | x_t]                               (order 1, DDIM)
 
-    with D = E[x1 | x_t] (order 1), or (1 + 1/(2k)) D_t - 1/(2k) D_before with k the ratio of the last step in
-    log(alpha / sigma) to this one (order 2). Exact in one step for a single data point, on any path. The first step,
-    and one that begins at alpha = 0 or ends at sigma = 0, is of order 1. (Lu et al. 2022, arXiv 2211.01095.)
+    Order 2 adds (alpha_r - alpha_t sigma_r / sigma_t) (D - D_before) / (2 k), k the ratio of the last step in
+    log(alpha / sigma) to this one. Exact in one step for a single data point, on any path. Of order 1 are the first
+    step, one that begins or ends where alpha or sigma is 0, and one more than twice as long as the last, which D_before
+    says too little about. (Lu et al. 2022, arXiv 2211.01095; Song et al. 2021, arXiv 2010.02502.)
     """
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, not {order}")
@@ -141,16 +154,22 @@ def exponential(order: int = 2) -> Step:
     def step(field: "Velocity", x: State, t: Tensor, r: Tensor, h: float) -> State:
         nonlocal before
         path = field.path  # type: ignore[attr-defined]
-        data = field.x1(x, t)  # type: ignore[attr-defined]
+        data, noise = field.x1(x, t), field.noise(x, t)  # type: ignore[attr-defined]
         a_t, s_t, a_r, s_r = (float(value) for value in (path.alpha(t), path.sigma(t), path.alpha(r), path.sigma(r)))
-        log_step = math.log(a_r * s_t / (a_t * s_r)) if a_t > 0 and s_r > 0 else math.inf
-        used = data
-        if order == 2 and before is not None and math.isfinite(log_step) and math.isfinite(before[1]):
-            used = add(data, tree_map(torch.sub, data, before[0]), log_step / (2 * before[1]))
-        before = (data, log_step)
-        keep = s_r / s_t
-        return tree_map(lambda leaf, d: keep * leaf + (a_r - a_t * keep) * d, x, used)
+        length = math.log(a_r * s_t / (a_t * s_r)) if min(a_t, s_t, a_r, s_r) > 0 else math.inf
+        end = tree_map(lambda d, e: a_r * d + s_r * e, data, noise)
+        if order == 2 and before is not None and math.isfinite(length) and abs(length) <= 2 * abs(before[1]) < math.inf:
+            change = tree_map(torch.sub, data, before[0])
+            end = add(end, change, (a_r - a_t * s_r / s_t) * length / (2 * before[1]))
+        before = (data, length)
+        return end
 
+    def reset() -> None:
+        nonlocal before
+        before = None
+
+    step.reset = reset  # type: ignore[attr-defined]
+    step.needs_field = True  # type: ignore[attr-defined]
     return step
 
 
@@ -167,16 +186,23 @@ METHODS: dict[str, Callable[[], Step]] = {
 
 def time_grid(grid: int | float | Tensor, start: float = 0.0, stop: float = 1.0) -> Tensor:
     """The times of a solve in float64: N equal steps for a whole number N, steps of length h for a float h (the last
-    one shorter where h does not divide), or the tensor itself."""
+    one shorter where h does not divide), or the tensor itself. Raises ``ValueError`` where that makes no steps."""
     if isinstance(grid, Tensor):
         times = grid.detach().to("cpu", torch.float64)
-    elif isinstance(grid, int):
-        times = torch.linspace(start, stop, grid + 1, dtype=torch.float64)
+    elif isinstance(grid, Integral):
+        if grid < 1:
+            raise ValueError(f"the time grid needs at least one step, not {grid}")
+        times = torch.linspace(start, stop, int(grid) + 1, dtype=torch.float64)
     else:
+        if not 0 < grid <= stop - start:
+            raise ValueError(f"a step of the time grid is longer than 0 and at most {stop - start}, not {grid}")
         whole = math.ceil((stop - start) / grid - 1e-9)
         times = torch.tensor([start + i * grid for i in range(whole)] + [stop], dtype=torch.float64)
     if times.ndim != 1 or len(times) < 2:
         raise ValueError("the time grid needs at least one step")
+    lengths = times.diff()
+    if not (bool((lengths > 0).all()) or bool((lengths < 0).all())):
+        raise ValueError("the times of a grid all ascend or all descend; no step has length 0")
     return times
 
 
@@ -215,8 +241,12 @@ def solve(
         if method not in METHODS:
             raise ValueError(f"unknown solver {method!r}; one of {', '.join(METHODS)}")
         method = METHODS[method]()
+    if getattr(method, "needs_field", False) and path is None:
+        raise ValueError("this solver asks for more than a velocity: pass a flowcore.field.Field")
     if hasattr(method, "draws"):
         method.draws = generator
+    if hasattr(method, "reset"):
+        method.reset()
     if getattr(method, "adaptive", False) and any(one.needs_steps for one in guidance):
         raise ValueError("this guidance acts step by step; use a solver with fixed steps")
     leaf = first_leaf(x)
