@@ -98,6 +98,8 @@ def rows_of_step(size: int, batch_size: int, step: int, seed: int) -> Tensor:
     Batches run over the end of an epoch into the next, so every batch is full and every sample is seen equally often,
     also when there are fewer samples than ``batch_size``.
     """
+    if size == 0:
+        raise ValueError("there are no samples to draw a batch from")
     place, stop = step * batch_size, (step + 1) * batch_size
     rows = []
     while place < stop:

@@ -92,25 +92,26 @@ class Field:
         """grad log p_t(x), for a Gaussian source; infinite at t = 1."""
         return self._as("score", x, t)
 
-    def _watched(self) -> list[Tensor]:
-        """A weight whose version tells an optimiser's step: the same point is then another evaluation."""
-        parameters = getattr(self.network, "parameters", None)
-        return [] if parameters is None else [p for _, p in zip(range(1), parameters(), strict=False)]
-
     def _as(self, wanted: Prediction, x: State, t: float | Tensor) -> State:
-        # Guidance asks for x1 and then the velocity at the same point: the last evaluation is kept, and known again by
-        # the identity and version of its tensors, so that an in-place change or another grad mode is never mistaken.
-        # Inference tensors count no versions, so they are never known again.
-        tensors = [*leaves(x), *([t] if isinstance(t, Tensor) else []), *self._watched()]
-        known = not any(tensor.is_inference() for tensor in tensors)
-        key = (
-            [(id(tensor), tensor._version, tensor.requires_grad) for tensor in tensors] if known else None,
-            None if isinstance(t, Tensor) else t,
-            torch.is_grad_enabled(),
-        )
-        if not known or self._last is None or self._last[0] != key:
+        # Guidance asks for x1 and then the velocity at the same point: the last evaluation is kept.
+        key = evaluation(self.network, x, t)
+        if key is None or self._last is None or self._last[0] != key:
             self._last = (key, self.predict(x, t), x, t)  # x and t too: an id is unique only while its object lives
         return self.path.convert(self._last[1], x, t, self.predicts, wanted, self.index)
+
+
+def evaluation(network: Any, x: State, t: float | Tensor) -> Any:
+    """A key that is equal for two evaluations only if they are the same: same tensors, unchanged, same grad mode.
+
+    A weight's version tells an optimiser's step. None for inference tensors, which count no versions.
+    """
+    parameters = getattr(network, "parameters", None)
+    weight = None if parameters is None else next(parameters(), None)
+    tensors = [one for one in (*leaves(x), t, weight) if isinstance(one, Tensor)]
+    if any(one.is_inference() for one in tensors):
+        return None
+    marks = [(id(one), one._version, one.requires_grad) for one in tensors]
+    return marks, None if isinstance(t, Tensor) else t, torch.is_grad_enabled()
 
 
 def change_path(field: Field, path: Affine) -> Field:

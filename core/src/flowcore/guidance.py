@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from flowcore.field import Field
-from flowcore.state import State, add, expand, tree_map
+from flowcore.state import State, add, expand, first_leaf, tree_map
 
 Loss = Callable[[Tensor], Tensor]
 """A loss of predicted data, (B, ...) -> (B,), differentiable."""
+
+ROUNDING = 1e-6
+"""How far a time on a grid may be from the number a user wrote, in single precision."""
 
 EARLY = 1e-3
 """Times below this count as this where a factor divides by alpha(t): the data say nothing about x there yet."""
@@ -70,7 +73,8 @@ class Guided(Field):
         return other
 
     def predict(self, x: State, t: float | Tensor) -> State:
-        return self.guidance.velocity(self.inner, x, torch.as_tensor(t), self.dt)
+        leaf = first_leaf(x)
+        return self.guidance.velocity(self.inner, x, torch.as_tensor(t, dtype=leaf.dtype, device=leaf.device), self.dt)
 
 
 def compose(field: Field, guidance: Sequence[Guidance], draws: torch.Generator | None = None) -> Field:
@@ -92,7 +96,8 @@ class ClassifierFree(Guidance):
         if field.condition is None or field.null is None:
             raise ValueError("classifier-free guidance needs a conditional field with a null condition")
         first, last = self.interval
-        if self.scale == 1.0 or not first <= float(t.reshape(-1)[0]) <= last:
+        now = float(t.reshape(-1)[0])
+        if self.scale == 1.0 or not first - ROUNDING <= now <= last + ROUNDING:
             return field.velocity(x, t)
         null = field.null_condition()
         if self.scale == 0.0:
@@ -123,9 +128,20 @@ def classifier_free(scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.
 
 def _pull(field: Field, t: Tensor, x: Tensor) -> Tensor:
     """W sigma / alpha, the factor that turns a gradient of log p(y | x, t) into a velocity (paths, score -> v)."""
-    late = torch.clamp(torch.as_tensor(t, dtype=x.dtype, device=x.device), min=EARLY)
-    a, s, da, ds = field.path.coefficients(expand(late, x))  # type: ignore[union-attr]
+    a, s, da, ds = field.path.coefficients(expand(_late(t, x), x))  # type: ignore[union-attr]
     return (da * s - ds * a) * s / a
+
+
+def _late(t: Tensor, x: Tensor) -> Tensor:
+    return torch.clamp(torch.as_tensor(t, dtype=x.dtype, device=x.device), min=EARLY)
+
+
+def _gradient(loss: Loss, x: Tensor) -> Tensor:
+    """grad_x of the sum of loss(x), under no_grad and in inference mode too."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf).sum(), leaf)
+    return gradient
 
 
 class Classifier(Guidance):
@@ -139,9 +155,8 @@ class Classifier(Guidance):
         v = field.velocity(x, t)
         if self.scale == 0:
             return v
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.log_likelihood(leaf, t).sum(), leaf)
+        late = _late(t, x)
+        gradient = _gradient(lambda leaf: self.log_likelihood(leaf, late), x)
         return v + self.scale * _pull(field, t, x) * gradient
 
 
@@ -165,14 +180,12 @@ class GradientSkipping(Guidance):
     def velocity(self, field: Field, x: State, t: Tensor, dt: float) -> State:
         with torch.no_grad():
             v = field.velocity(x, t)
-        if self.rate == 0 or dt == 0 or float(t) + dt >= field.path.stop - 1e-6:
+        x = x.detach()  # skipped for guidance around this one too
+        if self.rate == 0 or dt == 0 or float(t) + dt >= field.path.stop - ROUNDING:
             return v
-        moved = x.detach()
+        moved = x
         for _ in range(self.repeats):
-            with torch.enable_grad():
-                data = field.path.convert(v, moved, t, "velocity", "x1").detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(self.loss(data).sum(), data)
-            moved = moved - self.rate * gradient
+            moved = moved - self.rate * _gradient(self.loss, field.path.convert(v, moved, t, "velocity", "x1"))
         return v + (moved - x) / dt
 
 
@@ -194,11 +207,16 @@ class Observation(Guidance):
 
     def _gradient(self, field: Field, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """v and grad_x L(E[x1 | x]), through the network, from one evaluation."""
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            v = field.velocity(leaf, t)
-            (gradient,) = torch.autograd.grad(self.loss(field.x1(leaf, t)).sum(), leaf)
-        return v.detach(), gradient
+        seen: list[State] = []
+
+        def loss(leaf: Tensor) -> Tensor:
+            seen.append(field.velocity(leaf, time).detach())
+            return self.loss(field.x1(leaf, time))
+
+        with torch.inference_mode(False):
+            time = t.clone()
+        gradient = _gradient(loss, x)
+        return seen[0], gradient
 
     def velocity(self, field: Field, x: State, t: Tensor, dt: float) -> State:
         if self.place != "velocity" or self.scale == 0:
@@ -253,17 +271,17 @@ class LinearConstraint(Guidance):
     """See ``linear_constraint``."""
 
     def __init__(self, A: Tensor, b: Tensor, covariance: Tensor | None, noise: float, last_only: bool) -> None:
-        self.A, self.b, self.last_only = A, b, last_only
-        spread = A.T if covariance is None else covariance @ A.T  # S A^T, (d, m)
-        gram = A @ spread + noise * torch.eye(len(A), dtype=A.dtype, device=A.device)
+        self.A, self.b, self.last_only = A.double(), b.double(), last_only
+        spread = self.A.T if covariance is None else covariance.double() @ self.A.T  # S A^T, (d, m)
+        gram = self.A @ spread + noise * torch.eye(len(A), dtype=torch.float64, device=A.device)
         self.gain = torch.linalg.solve(gram, spread.T).T if noise > 0 else spread @ torch.linalg.pinv(gram)
 
     def state(self, field: Field, x: State, t: Tensor, dt: float) -> State:
         if self.last_only and dt != 0:
             return x
-        flat = x.flatten(1)
+        flat = x.flatten(1).double()  # what a single-precision state misses is lost in its own rounding
         miss = flat @ self.A.T - self.b
-        return (flat - miss @ self.gain.T).view_as(x)
+        return (flat - miss @ self.gain.T).to(x.dtype).view_as(x)
 
 
 def linear_constraint(

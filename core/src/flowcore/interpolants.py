@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flowcore.couplings import Pairs
-from flowcore.field import Network
+from flowcore.field import Network, evaluation
 from flowcore.paths import Scalar
 from flowcore.state import State, expand, first_leaf, tree_map
 
@@ -160,7 +160,7 @@ class InterpolantField:
     ) -> None:
         self.network, self.path, self.condition, self.learns = network, path, condition, learns
         self.calls = 0
-        self._last: tuple[State, Tensor, tuple[State, State]] | None = None
+        self._last: tuple[Any, tuple[State, State], State, Any] | None = None
 
     def predict(self, x: State, t: float | Tensor) -> tuple[State, State]:
         """The network's two outputs at (x, t)."""
@@ -170,11 +170,11 @@ class InterpolantField:
         return self.network(x, time.expand(len(leaf)) if time.ndim == 0 else time, self.condition)
 
     def _heads(self, x: State, t: float | Tensor) -> tuple[State, State]:
-        # one evaluation serves the velocity and the score of a step; both tensors are held, so identity is enough
-        if torch.is_grad_enabled() or self._last is None or self._last[0] is not x or self._last[1] is not t:
-            self._last = (x, t, self.predict(x, t))  # type: ignore[assignment]
-        assert self._last is not None
-        return self._last[2]
+        # one evaluation serves the velocity and the score of a step
+        key = evaluation(self.network, x, t)
+        if key is None or self._last is None or self._last[0] != key:
+            self._last = (key, self.predict(x, t), x, t)
+        return self._last[1]
 
     def velocity(self, x: State, t: float | Tensor) -> State:
         """b(x, t), the drift of the ODE."""

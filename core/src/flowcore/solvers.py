@@ -13,6 +13,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from flowcore.field import Field
 from flowcore.guidance import Guidance, Guided, compose
 from flowcore.state import State, add, first_leaf, leaves, tree_map
 
@@ -116,9 +117,6 @@ def euler_maruyama(diffusion: float | Callable[[Tensor], Tensor] = 1.0) -> Step:
     """
 
     def step(field: "Velocity", x: State, t: Tensor, r: Tensor, h: float) -> State:
-        draws: torch.Generator | None = step.draws  # type: ignore[attr-defined]
-        if draws is None:
-            raise ValueError("euler_maruyama draws noise: pass solve(..., generator=...)")
         e = diffusion(t) if callable(diffusion) else diffusion * field.path.sigma(t)  # type: ignore[attr-defined]
         e = float(e)
         x = add(x, field(x, t), h) if e == 0 else add(
@@ -126,6 +124,9 @@ def euler_maruyama(diffusion: float | Callable[[Tensor], Tensor] = 1.0) -> Step:
         )  # fmt: skip
         if e == 0 or r == 1:
             return x
+        draws: torch.Generator | None = step.draws  # type: ignore[attr-defined]
+        if draws is None:
+            raise ValueError("euler_maruyama draws noise: pass solve(..., generator=...)")
 
         def noise(leaf: Tensor) -> Tensor:
             return torch.randn(leaf.shape, generator=draws, dtype=leaf.dtype, device=leaf.device)
@@ -241,6 +242,8 @@ def solve(
         if method not in METHODS:
             raise ValueError(f"unknown solver {method!r}; one of {', '.join(METHODS)}")
         method = METHODS[method]()
+    if guidance and not isinstance(field, Field):
+        raise ValueError("guidance steers a flowcore.field.Field, not a plain function")
     if getattr(method, "needs_field", False) and path is None:
         raise ValueError("this solver asks for more than a velocity: pass a flowcore.field.Field")
     if hasattr(method, "draws"):
@@ -253,7 +256,7 @@ def solve(
     values: list[float] = grid.tolist()
     times = grid.to(device=leaf.device, dtype=leaf.dtype).unbind()
     last = len(times) - 1
-    seen = compose(field, guidance, generator) if guidance else field  # type: ignore[arg-type]
+    seen = compose(field, guidance, generator) if guidance and isinstance(field, Field) else field
     for i in range(last):
         h = values[i + 1] - values[i]
         if callback is not None:
