@@ -188,6 +188,17 @@ def test_a_run_tells_its_figures_on_stdout(ring: Path, tmp_path: Path, capsys: p
     assert told["figures"] == json.loads((tmp_path / "one" / "eval" / "metrics.json").read_text())
 
 
+def test_a_figure_that_is_not_finite_is_null(ring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    overrides = ("eval.metrics=[{name: radius, wanted: .nan}]", "eval.steps=[1]")
+    code, out, _ = platform(capsys, "run", "ring", *overrides, "--json", "--out", str(tmp_path / "run"))
+    assert code == 0
+    (column,) = json.loads(out, parse_constant=refuse)["figures"]["by_steps"]
+    assert column["figures"]["radius"]["value"] is None
+
+
 def test_what_a_plugin_prints_in_a_run_is_kept_off_stdout(
     ring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,6 +222,12 @@ def test_a_dry_run_trains_nothing(
     assert plan["parameters"] == (6 * 24 + 24) + (24 * 2 + 2)
     assert "parameters" in platform(capsys, "run", "ring", "--dry-run")[1]
     assert set(tmp_path.iterdir()) == before
+
+
+def test_what_training_may_yet_mend_is_not_refused(ring: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stiff = ("path=vp", "predicts=score", "sample.solver=dopri5")  # before training, and in one step
+    code, _, err = platform(capsys, "run", "ring", *stiff, "--dry-run")
+    assert (code, err) == (0, "")
 
 
 def test_samples(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

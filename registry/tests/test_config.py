@@ -226,6 +226,26 @@ def test_a_required_option_that_is_missing() -> None:
     assert line == "data.path (command line): is missing"
 
 
+def test_an_option_that_went_with_its_component_is_blamed_on_who_took_it_away(install: Install, tmp_path: Path) -> None:
+    code = """
+        from pydantic import BaseModel
+        from flowcore.plugin import hookimpl
+
+        class Config(BaseModel):
+            path: str
+
+        @hookimpl
+        def register_data(register):
+            for name in ("one", "two"):
+                register(name, "flowplat_wind.plugin:Config", config="flowplat_wind.plugin:Config", summary="a file")
+        """
+    install("wind", code)
+    file = write(tmp_path / "my.yaml", "data: {name: wind/one, path: my.csv}")
+    assert plain(resolve("ring", file=file))["data"] == {"name": "wind/one", "path": "my.csv"}
+    (line,) = faults("ring", ["data=wind/two"], file=file)
+    assert line == "data.path (command line): is missing"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -17,10 +17,10 @@ def run(trained: Path) -> RunDir:
 
 def test_a_loaded_model_draws_the_samples_of_its_run(run: RunDir, tmp_path: Path) -> None:
     model = load(run.folder)
+    assert not model.network.training
     drawn = model.sample(8)
     model.data.write(drawn, tmp_path)
     assert (tmp_path / "points.csv").read_bytes() == (run.samples / "points.csv").read_bytes()
-    assert not model.network.training
 
 
 def test_steps_seed_and_count_are_the_runs_own_unless_given(run: RunDir) -> None:

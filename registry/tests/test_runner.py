@@ -103,8 +103,10 @@ def test_what_is_saved_is_finite(ring: Path, tmp_path: Path) -> None:
         (["data.count=0"], InputError),
         (["data.conditional=true", "sample.condition=left"], UsageError),
         (["sample.guidance=[classifier_free]"], UsageError),  # the data have no conditions
+        (["predicts=noise"], UsageError),  # no velocity at t = 0, where alpha is 0
+        (["predicts=x1", "sample.solver=heun"], UsageError),  # none at t = 1, where sigma is 0
     ],
-    ids=["data", "condition", "guidance"],
+    ids=["data", "condition", "guidance", "singular at 0", "singular at 1"],
 )
 def test_what_can_be_known_before_training_is_told_before_training(
     overrides: list[str], raised: type[Exception], ring: Path, tmp_path: Path

@@ -57,7 +57,10 @@ class Layers:
             return above
         if isinstance(below, str) and key in CHOICES:  # options for a component that the layer below only names
             below = {"name": below}
-        result = dict(below) if isinstance(below, dict) and not _renamed(below, above) else {}
+        if isinstance(below, dict) and _renamed(below, above):
+            below = {}
+            self.origins = {old: layer for old, layer in self.origins.items() if not old.startswith(f"{key}.")}
+        result = dict(below) if isinstance(below, dict) else {}
         for name, value in above.items():
             result[name] = self._over(result.get(name), value, origin, f"{key}.{name}".lstrip("."))
         return result

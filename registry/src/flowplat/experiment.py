@@ -112,6 +112,14 @@ class Experiment:
                 self.loss(network, batch, generator(0, "rehearse", device=self.device))
         except ValueError as error:
             raise UsageError(str(error)) from error
+        except FloatingPointError as error:
+            solver, path = (choice.component.name for choice in (self.config.sample.solver, self.config.path))
+            if getattr(self.config.sample.solver.build(), "adaptive", False):
+                return  # training may yet make the field smooth enough
+            way_out = "predict the velocity, or take a solver or a path that leaves the singular end out"
+            raise UsageError(
+                f"predicts={self.config.predicts} cannot be sampled by {solver} on path {path}: {error}; {way_out}"
+            ) from error
 
     @torch.no_grad()
     def draw(

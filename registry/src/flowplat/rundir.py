@@ -90,7 +90,12 @@ class RunDir:
 
 def write_json(path: Path, data: Any) -> None:
     """Write ``data`` as JSON, whole or not at all."""
-    write_text(path, json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, to_json(data) + "\n")
+
+
+def to_json(data: Any) -> str:
+    """``data`` as JSON for people and programs; see ``_finite``."""
+    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _finite(data: Any) -> Any:

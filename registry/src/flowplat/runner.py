@@ -11,7 +11,7 @@ from torch import nn
 from flowcore.errors import FlowError, MachineError
 from flowcore.training import checkpoints
 from flowcore.training.loop import TrainState, begin, fit
-from flowplat import provenance
+from flowplat import provenance, signals
 from flowplat.components import one_line
 from flowplat.config import resolve, to_yaml
 from flowplat.evaluation import evaluate
@@ -57,7 +57,7 @@ def execute(config: RunConfig, out: Path | None) -> Finished:
     record = provenance.collect(experiment)
     write_text(run.config, to_yaml(config))
     write_json(run.provenance, record)
-    with run.logging():
+    with run.logging(), signals.raised():
         log.info("run folder %s", run.folder)
         try:
             figures = _stages(experiment, network, run, record)
@@ -75,7 +75,7 @@ def execute(config: RunConfig, out: Path | None) -> Finished:
 def _ending(error: BaseException, run: RunDir) -> tuple[BaseException, str, int]:
     """What to raise for ``error``, the run's status, and its exit code."""
     if isinstance(error, KeyboardInterrupt):
-        return error, "interrupted", 130
+        return error, "interrupted", getattr(error, "exit_code", 130)
     if isinstance(error, OSError):
         error = MachineError(f"{error}; the run so far is in {run.folder}")
     elif not isinstance(error, Exception):  # a plugin that calls sys.exit() has no say in the exit code
@@ -108,7 +108,7 @@ def _stages(experiment: Experiment, network: nn.Module, run: RunDir, record: dic
 
 def _train(experiment: Experiment, run: RunDir, state: TrainState) -> TrainState:
     config = experiment.config
-    with progress("train", config.train.steps, "step") as bar:
+    with progress("train", config.train.steps, "step") as bar, signals.noted() as came:
 
         def logged(row: dict[str, Any]) -> None:
             run.append_metrics(row)
@@ -118,6 +118,12 @@ def _train(experiment: Experiment, run: RunDir, state: TrainState) -> TrainState
         def saved(state: TrainState) -> None:
             checkpoints.save(run.checkpoints, state)
 
+        def after(step: int) -> None:
+            bar.update()
+            if came:
+                saved(state)
+                raise came[0]
+
         return fit(
             state,
             experiment.loss,
@@ -126,6 +132,6 @@ def _train(experiment: Experiment, run: RunDir, state: TrainState) -> TrainState
             config.seed,
             logged,
             saved,
-            after_step=lambda step: bar.update(),
+            after_step=after,
             workers=config.engine.workers,
         )

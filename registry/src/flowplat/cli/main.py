@@ -69,9 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
         click.echo("platform: interrupted", err=True)
-        sys.exit(130)
+        sys.exit(getattr(error.__cause__ or error, "exit_code", 130))  # click makes an Abort of every Ctrl-C
     except BrokenPipeError:  # `platform list | head` is no error
         sys.stderr.close()
         sys.exit(0)

@@ -39,6 +39,6 @@ def results_only() -> contextlib.AbstractContextManager[Any]:
 
 def echo_json(data: Any) -> None:
     """Print ``data`` as JSON."""
-    import json
+    from flowplat.rundir import to_json
 
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    click.echo(to_json(data))
