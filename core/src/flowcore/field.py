@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcore.paths import Affine, Path, Prediction
+from flowcore.paths import Affine, Path
+from flowcore.prediction import Prediction
 from flowcore.state import State, expand, first_leaf, leaves, tree_map
 
 Network = Callable[[State, Tensor, Any], State]

@@ -10,15 +10,14 @@ Sources: Lipman et al. 2023 (arXiv 2210.02747), Albergo et al. 2023 (arXiv 2303.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowcore.prediction import PREDICTIONS, Prediction
 from flowcore.state import State, branch, expand, tree_map
 
-Prediction = Literal["velocity", "x1", "noise", "score"]
-PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 Scalar = Callable[[Tensor], Tensor]
 Source = Callable[[Tensor, torch.Generator], Tensor]
 END = 1e-3  # how far samplers keep from an end at which a coefficient is infinite

@@ -45,7 +45,6 @@ def find(name: str) -> Installed:
         raise PluginError(f"two distributions bring a plugin named {name!r}: {owners}; uninstall one of them")
     if not claims:
         close = get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known) or 'none'}, and "
-        more = "" if close else f"`pip install flowplat-{name}` may add it"
-        raise PluginError(f"no plugin named {name!r} is installed; {hint}{more}")
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known) or 'none'}"
+        raise PluginError(f"no plugin named {name!r} is installed; {hint}")
     return claims[0]

@@ -7,6 +7,7 @@ from torch import nn
 
 from flowcore.data import Batch
 from flowcore.diagnostics import transport
+from flowcore.errors import PluginError
 from flowcore.plugin.contracts import Figure, Measured
 from flowplat.components import keywords
 from flowplat.experiment import Experiment
@@ -30,7 +31,10 @@ def evaluate(experiment: Experiment, network: nn.Module, run: RunDir) -> Result:
             samples = experiment.sample(network, settings.count, steps, seed)
             figures: dict[str, Figure] = {}
             for metric in settings.metrics:
-                figures |= metric.component.load()(samples, measured, **keywords(metric.options))
+                found = metric.component.load()(samples, measured, **keywords(metric.options))
+                if both := sorted(set(found) & set(figures)):
+                    raise PluginError(f"{metric.component} and another metric both return a figure {both[0]!r}")
+                figures |= found
                 bar.update()
             rows.append(
                 {

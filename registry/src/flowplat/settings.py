@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flowcore.paths import Prediction
+from flowcore.prediction import Prediction
 from flowcore.training.settings import TrainSettings
 from flowplat.chosen import Chosen
 

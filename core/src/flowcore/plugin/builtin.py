@@ -19,12 +19,8 @@ def register_paths(register: Register) -> None:
 def register_couplings(register: Register) -> None:
     couplings = "flowcore.couplings"
     register("independent", f"{couplings}:independent", summary="source and data as they come")
-    register(
-        "exact", f"{couplings}:exact", summary="optimal transport of the batch; condition_weight=.inf by class"
-    )
-    register(
-        "entropic", f"{couplings}:entropic", summary="entropic transport; reg = 2 sigma^2: Schroedinger bridge"
-    )
+    register("exact", f"{couplings}:exact", summary="optimal transport of the batch; condition_weight=.inf by class")
+    register("entropic", f"{couplings}:entropic", summary="entropic transport; reg = 2 sigma^2: Schroedinger bridge")
     register("unbalanced", f"{couplings}:unbalanced", summary="entropic transport that leaves outliers out")
     register("gibbs", f"{couplings}:gibbs", summary="independent pairs weighted by exp(-distance / eps): W-CFM")
 

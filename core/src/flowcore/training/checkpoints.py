@@ -21,6 +21,7 @@ from flowcore.errors import IntegrityError
 from flowcore.training.loop import TrainState
 
 MANIFEST = "manifest.json"
+FILES = {"model.safetensors", "ema.safetensors", "optim.safetensors", "state.json"}
 
 
 def sha256(path: Path) -> str:
@@ -33,7 +34,8 @@ def save(folder: Path, state: TrainState) -> Path:
     """Write ``state`` as ``folder/step-N`` and make it the latest; returns the new folder."""
     final = folder / f"step-{state.step:08d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in folder.glob(".step-*.tmp"):  # by a save that was interrupted
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     _write_tensors(temporary / "model.safetensors", state.network.state_dict())
     _write_tensors(temporary / "ema.safetensors", state.ema.module.state_dict())
@@ -61,6 +63,8 @@ def verify(checkpoint: Path) -> None:
         hashes = json.loads((checkpoint / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise IntegrityError(f"{checkpoint / MANIFEST} cannot be read: {error}") from error
+    if not isinstance(hashes, dict) or not set(hashes) >= FILES:
+        raise IntegrityError(f"{checkpoint / MANIFEST} is damaged: it does not name {', '.join(sorted(FILES))}")
     for name, expected in hashes.items():
         path = checkpoint / name
         if not path.is_file() or sha256(path) != expected:

@@ -32,7 +32,9 @@ class TrainState:
 
 def begin(network: nn.Module, settings: TrainSettings) -> TrainState:
     """A state at step 0."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    parameters = list(network.parameters())
+    fused = all(p.is_floating_point() for p in parameters)  # torch has no fused step for complex weights
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
     return TrainState(network, averaged(network, settings.ema), optimizer)
 
 
@@ -92,7 +94,10 @@ def fit(
             total.zero_()
             since, clock = state.step, now
         if state.step % settings.checkpoint_every == 0 or state.step == settings.steps:
-            if not all(bool(p.isfinite().all()) for p in state.network.parameters()):  # never over a good checkpoint
+            # what is saved must be something a run can go on from
+            if not math.isfinite(total.item()):
+                raise _diverged(f"the loss is {total.item()}", since, state.step)
+            if not all(bool(p.isfinite().all()) for p in parameters):
                 raise _diverged("a weight is not finite", since, state.step)
             save(state)
         after_step(state.step)

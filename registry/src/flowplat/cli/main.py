@@ -1,6 +1,7 @@
 """The command table, and the one place where errors become messages and exit codes."""
 
 import inspect
+import os
 import sys
 from difflib import get_close_matches
 from functools import cache
@@ -64,8 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
-        code = group.main([a for a in arguments if a != "--debug"], prog_name="platform", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        with group.make_context("platform", [a for a in arguments if a != "--debug"]) as context:
+            group.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -73,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("platform: interrupted", err=True)
         sys.exit(getattr(error.__cause__ or error, "exit_code", 130))  # click makes an Abort of every Ctrl-C
     except BrokenPipeError:  # `platform list | head` is no error
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         sys.exit(0)
     except (FlowError, OSError) as error:
         if debug:

@@ -27,10 +27,11 @@ def command(
     The run folder holds the config, checkpoints, samples, figures and report.html.
     """
     from flowplat.config import resolve
+
+    config = resolve(plugin, overrides, preset, file, smoke)  # before torch is imported: a typo is told at once
     from flowplat.experiment import Experiment
     from flowplat.runner import execute
 
-    config = resolve(plugin, overrides, preset, file, smoke)
     if dry_run:
         with results_only():
             plan = _plan(Experiment(config))

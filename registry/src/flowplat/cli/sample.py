@@ -1,5 +1,6 @@
 """``platform sample``."""
 
+import re
 from pathlib import Path
 
 import click
@@ -34,7 +35,8 @@ def command(
     config = model.experiment.config
     steps = config.sample.steps if steps is None else steps
     seed = config.seed if seed is None else seed
-    target = out if out is not None else folder / "samples" / f"n{count}-steps{steps}-seed{seed}"
+    wishes = "".join(f"-{re.sub('[^A-Za-z0-9.,=]+', '_', wish)}" for wish in (condition, *overrides) if wish)
+    target = out if out is not None else folder / "samples" / f"n{count}-steps{steps}-seed{seed}{wishes}"
     if target.exists() and any(target.iterdir()):
         raise InputError(f"{target} is not empty; name a new folder with -o")
     with results_only():
