@@ -94,7 +94,7 @@ def test_the_augmentation_differs_between_steps_seeds_and_ranks_and_not_otherwis
     assert all(torch.equal(a, b) for a, b in zip(drawn(0, 1, 2), drawn(0, 1)[2:], strict=True))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_makes_the_same_batches_in_the_same_order(workers):
     source = Rows(torch.arange(20.0).view(10, 2), torch.arange(10), {"name": torch.arange(10)}, transform=noisy)
     state = torch.get_rng_state()

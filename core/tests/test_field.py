@@ -218,7 +218,7 @@ def test_a_network_that_has_learnt_is_evaluated_again(frozen):
             return self.scale * torch.sin(self.frequency * x)
 
     network, x = Network(), normal((4, 3))
-    field, optimizer = Field(network, paths.linear()), torch.optim.AdamW(network.parameters(), lr=0.1, fused=True)
+    field, optimizer = Field(network, paths.linear()), torch.optim.AdamW(network.parameters(), lr=0.1)
     with torch.no_grad():
         before = field.velocity(x, 0.3)
     field.predict(x, 0.3).square().sum().backward()

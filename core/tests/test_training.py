@@ -372,6 +372,28 @@ def test_observers_see_every_step_after_it_is_saved():
     assert seen == [1, "saved 2", 2, 3, "saved 4", 4]
 
 
+def test_an_observer_that_asks_a_field_at_the_same_place_sees_the_network_learn():
+    """The field keeps its last evaluation, and must know that the weights under it have moved."""
+    network, x = small(dropout=0.0), normal(5, 2, dtype=torch.float32)
+
+    class Velocity(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+
+        def forward(self, x, t, condition):
+            return network(torch.cat([x, t[:, None]], 1))
+
+    field, seen = Field(Velocity(), paths.linear()), []
+
+    def watch(step):
+        with torch.no_grad():
+            seen.append(field.velocity(x, 0.5))
+
+    train(network, flow_loss, DATA, Settings(steps=5, batch_size=8, lr=0.01), after_step=watch)
+    assert len(torch.stack(seen).unique(dim=0)) == 5
+
+
 def test_the_network_is_trained_in_training_mode():
     modes = []
 

@@ -104,10 +104,10 @@ class Field:
 def evaluation(network: Any, x: State, t: float | Tensor) -> Any:
     """A key that is equal for two evaluations only if they are the same: same tensors, unchanged, same grad mode.
 
-    A weight's version tells an optimiser's step. None for inference tensors, which count no versions.
+    The version of a weight that learns tells an optimiser's step. None for inference tensors, which count no versions.
     """
-    parameters = getattr(network, "parameters", None)
-    weight = None if parameters is None else next(parameters(), None)
+    parameters = network.parameters() if hasattr(network, "parameters") else ()
+    weight = next((one for one in parameters if one.requires_grad), None)
     tensors = [one for one in (*leaves(x), t, weight) if isinstance(one, Tensor)]
     if any(one.is_inference() for one in tensors):
         return None
