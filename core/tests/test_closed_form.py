@@ -353,9 +353,7 @@ def test_with_a_standard_normal_source_and_no_gamma_the_interpolant_is_the_affin
         path.name, path.alpha, path.sigma, path.dalpha, path.dsigma, interpolants.zero(), path.start, path.stop
     )
     origin = (torch.zeros(1, 4, dtype=torch.float64), 1.0)
-    agree(
-        interpolant_mixture(two_ended, origin, (means, 0.5)).velocity(x, t), mixture(path, means, 0.5).velocity(x, t)
-    )
+    agree(interpolant_mixture(two_ended, origin, (means, 0.5)).velocity(x, t), mixture(path, means, 0.5).velocity(x, t))
 
 
 def test_the_module_moves_its_buffers_and_holds_no_parameters():

@@ -170,6 +170,13 @@ def test_a_change_of_place_is_noticed(move):
     assert field.calls == 2
 
 
+def test_another_number_for_the_time_is_noticed():
+    field, x = Field(bent, paths.linear()), normal((4, 3))
+    for t in (0.3, 0.4, 0, 1.0):
+        agree(field.velocity(x, t), torch.sin(x) + t)
+    assert field.calls == 4
+
+
 def test_a_change_in_one_leaf_of_a_dict_is_noticed():
     field, x = Field(bent, paths.linear()), normal({"a": (4, 3), "b": {"c": (4, 2)}})
     field.velocity(x, 0.3)

@@ -1,27 +1,37 @@
 """The data sets: digits, a folder or zip of pictures, an npz."""
 
-import csv
 import hashlib
 import io
+import logging
+import os
+import warnings
 import zipfile
+import zlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from flowcore.data import Batch, Rows
+from flowcore.data import Batch
 from flowcore.errors import InputError, UsageError
 from flowcore.plugin.contracts import Leaf, Spec
 from flowcore.seeds import generator
 from flowplat_images import pictures
+from flowplat_images.files import Files, Listing, listing, numbered
 
-SUFFIXES = {".png", ".jpg", ".jpeg"}
+log = logging.getLogger("flowplat")
+
+TINY = 128
+COLUMNS = 16  # a sheet with more classes than this is laid out as a square
+
+Place = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""A path that means the same from every working directory, so that a run's config.yaml does too."""
 
 
 class ImagesConfig(BaseModel):
@@ -31,35 +41,64 @@ class ImagesConfig(BaseModel):
 
     conditional: bool = Field(False, description="tell the network each image's class")
     flip: bool = Field(False, description="mirror half of the training images; not for digits or letters")
-    holdout: float = Field(0.1, ge=0, lt=1, description="share held out for validation")
+    holdout: float = Field(0.1, ge=0, lt=1, description="share held out for validation; 0 validates on training images")
 
 
 class DigitsConfig(ImagesConfig):
     """scikit-learn's digits."""
 
-    holdout: float = Field(0.0, ge=0, lt=1, description="share held out; 0 validates on the training images")
+    holdout: float = Field(0.0, ge=0, lt=1, description="share held out for validation; 0 validates on training images")
 
 
 class FolderConfig(ImagesConfig):
     """A folder or zip of pictures."""
 
-    path: Path = Field(description="the folder or .zip")
+    path: Place = Field(description="the folder or .zip")
     size: int = Field(32, ge=4, le=512, description="height and width in pixels after cropping and resizing")
-    channels: int = Field(3, description="1 for grey, 3 for colour", json_schema_extra={"enum": [1, 3]})
+    channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for colour")
+    on_error: Literal["refuse", "skip"] = Field(
+        "refuse", description="skip leaves out a file with a fault, and names it"
+    )
 
 
 class NpzConfig(ImagesConfig):
     """An .npz with images and, if there are any, labels."""
 
-    path: Path = Field(description="the .npz")
+    path: Place = Field(description="the .npz")
 
 
 class Loaded(NamedTuple):
-    """Images (n, c, h, w) in [-1, 1], class numbers (n,) or None, the classes' names."""
+    """uint8 images (n, c, h, w), class numbers (n,) or None, the classes' names, and the value of white."""
 
     x: Tensor
     labels: Tensor | None
     names: list[str]
+    white: int = 255
+
+
+class Part:
+    """Some of the images as a ``flowcore.data.Source``: x / (white / 2) - 1, in [-1, 1], made float batch by batch.
+
+    ``flip`` mirrors each image with probability 1/2.
+    """
+
+    def __init__(self, loaded: Loaded, rows: Tensor, conditional: bool, flip: bool) -> None:
+        self.loaded, self.rows, self.conditional, self.flip = loaded, rows, conditional, flip
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
+        """See ``Source.batch``."""
+        mine = self.rows[rows]
+        x = pictures.scaled(self.loaded.x[mine], self.loaded.white)
+        if self.flip:
+            mirrored = torch.rand(len(x), generator=generator) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+        if self.loaded.labels is None:
+            return Batch(x)
+        labels = self.loaded.labels[mine]
+        return Batch(x, labels if self.conditional else None, extra={"labels": labels})
 
 
 class Images:
@@ -69,57 +108,73 @@ class Images:
         self.config = config
 
     @abstractmethod
-    def read(self) -> Loaded:
-        """Read everything, once."""
+    def read(self, limit: int | None = None) -> Loaded:
+        """Read everything, or ``limit`` images of it; the classes are those of everything."""
+
+    def outline(self) -> tuple[tuple[int, ...], list[str]]:
+        """The shape of one image and the classes' names: all that sampling needs to know."""
+        return tuple(self.loaded.x.shape[1:]), self.loaded.names
 
     @cached_property
     def loaded(self) -> Loaded:
-        """What ``read`` gave, checked against the config."""
-        loaded = self.read()
-        if self.config.conditional and loaded.labels is None:
-            raise UsageError("data.conditional=true needs labels: a labels.csv, sub-folders, or an array `labels`")
-        return loaded
+        """Everything, read once."""
+        return self.read()
+
+    @cached_property
+    def _outline(self) -> tuple[tuple[int, ...], list[str]]:
+        shape, names = self.outline()
+        if self.config.conditional and not names:
+            raise UsageError(
+                "data.conditional=true needs classes: a labels.csv, every picture in a sub-folder, or an array `labels`"
+            )
+        return shape, names
+
+    @property
+    def names(self) -> list[str]:
+        """The classes' names; empty if the images have none."""
+        return self._outline[1]
 
     def spec(self) -> Spec:
         """See ``Data.spec``."""
-        state = Leaf(tuple(self.loaded.x.shape[1:]))
+        shape, names = self._outline
         if not self.config.conditional:
-            return Spec(state)
-        classes = len(self.loaded.names)
-        return Spec(state, Leaf((), "int64", "class", classes), null=classes)
+            return Spec(Leaf(shape))
+        return Spec(Leaf(shape), Leaf((), "int64", "class", len(names)), null=len(names))
 
     @cached_property
     def _split(self) -> tuple[Tensor, Tensor]:
         n = len(self.loaded.x)
-        held = round(n * self.config.holdout)
+        held = min(round(n * self.config.holdout), n - 1)
         order = torch.randperm(n, generator=generator(0, "holdout"))
         train, val = order[held:].sort().values, order[:held].sort().values
         return train, val if held else train
 
-    def _rows(self, rows: Tensor, flip: bool) -> Rows:
-        x, labels, _ = self.loaded
-        mine = None if labels is None else labels[rows]
-        extra = {} if mine is None else {"labels": mine}
-        return Rows(x[rows], mine if self.config.conditional else None, extra, _flip if flip else None)
+    def _part(self, number: int, flip: bool) -> Part:
+        conditional = self.spec().condition is not None  # before anything is decoded: it checks that there are classes
+        return Part(self.loaded, self._split[number], conditional, flip)
 
-    def train(self) -> Rows:
+    def train(self) -> Part:
         """See ``Data.train``."""
-        return self._rows(self._split[0], self.config.flip)
+        return self._part(0, self.config.flip)
 
-    def val(self) -> Rows:
-        """See ``Data.val``."""
-        return self._rows(self._split[1], False)
+    def val(self) -> Part:
+        """See ``Data.val``; the training images, unmirrored, where none are held out."""
+        return self._part(1, False)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether ``val()`` are images that ``train()`` has not."""
+        return self._split[0] is not self._split[1]
 
     def tiny(self) -> "Images":
-        """128 images of the same shape and classes."""
-        x, labels, names = self.loaded
-        return Fixed(self.config, Loaded(x[:128], None if labels is None else labels[:128], names))
+        """128 of the images at random; of a folder nothing else is decoded."""
+        return Fixed(self.config, self.read(TINY))
 
     def fingerprint(self) -> str:
-        """sha256 of pixels and labels."""
-        digest = hashlib.sha256(self.loaded.x.numpy().tobytes())
-        if self.loaded.labels is not None:
-            digest.update(self.loaded.labels.numpy().tobytes())
+        """sha256 of pixels, shape, labels and class names."""
+        x, labels, names, white = self.loaded
+        digest = hashlib.sha256(x.numpy().tobytes())
+        digest.update(repr((tuple(x.shape), white, None if labels is None else labels.tolist(), names)).encode())
         return digest.hexdigest()
 
     def condition(self, count: int, wanted: str | None) -> Tensor | None:
@@ -129,22 +184,28 @@ class Images:
             if wanted is not None:
                 raise UsageError("this model knows no classes; train it with data.conditional=true to ask for one")
             return None
-        names = self.loaded.names
-        asked = names if wanted is None else [part.strip() for part in wanted.split(",")]
-        unknown = [name for name in asked if name not in names]
+        asked = self.names
+        if wanted is not None:
+            asked = [wanted] if wanted in self.names else [part.strip() for part in wanted.split(",")]
+        unknown = [name for name in asked if name not in self.names]
         if unknown:
-            raise UsageError(f"no class is called {unknown[0]!r}; the classes are {', '.join(names)}")
-        numbers = torch.tensor([names.index(name) for name in asked])
+            raise UsageError(f"no class is called {unknown[0]!r}; the classes are {', '.join(self.names)}")
+        numbers = torch.tensor([self.names.index(name) for name in asked])
         return numbers[torch.arange(count) % len(numbers)]
 
     def write(self, samples: Batch, folder: Path) -> None:
-        """PNG files, ``samples.npz``, ``labels.csv``; see ``pictures.write``."""
-        pictures.write(samples.x1, folder, samples.condition, self.loaded.names)
+        """``images/`` with PNG files and labels.csv, and ``samples.npz``; see ``pictures.write``."""
+        pictures.write(samples.x1, folder, samples.condition, self.names)
 
     def show(self, samples: Batch) -> bytes:
-        """A contact sheet; a class a column where there are up to 16."""
-        classes = len(self.loaded.names)
-        return pictures.sheet(samples.x1, classes if samples.condition is not None and classes <= 16 else None)
+        """A contact sheet; under their names in columns where up to 16 classes come in turn."""
+        if samples.condition is None:
+            return pictures.sheet(samples.x1)
+        numbers = samples.condition.tolist()
+        turn = list(dict.fromkeys(numbers))
+        if not 1 < len(turn) <= COLUMNS or any(turn[i % len(turn)] != number for i, number in enumerate(numbers)):
+            return pictures.sheet(samples.x1)
+        return pictures.sheet(samples.x1, [self.names[number] for number in turn])
 
 
 class Fixed(Images):
@@ -154,152 +215,133 @@ class Fixed(Images):
         super().__init__(config)
         self._given = loaded
 
-    def read(self) -> Loaded:
+    def read(self, limit: int | None = None) -> Loaded:
         """What was given."""
-        return self._given
+        return _some(self._given, limit)
 
 
 class Digits(Images):
     """1,797 real handwritten digits, 8x8, from scikit-learn: the UCI test set of Alpaydin and Kaynak (1998)."""
 
-    def read(self) -> Loaded:
-        """Pixels 0 to 16 as x / 8 - 1."""
-        from sklearn.datasets import load_digits
+    def read(self, limit: int | None = None) -> Loaded:
+        """Pixels are 0 to 16, so x / 8 - 1 is exact."""
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
         digits = load_digits()
-        x = torch.from_numpy(digits.images).float().div(8).sub(1).unsqueeze(1)
-        return Loaded(x, torch.from_numpy(digits.target).long(), [str(d) for d in range(10)])
+        x = torch.from_numpy(digits.images.astype(np.uint8)).unsqueeze(1)
+        return _some(Loaded(x, torch.from_numpy(digits.target).long(), [str(d) for d in range(10)], white=16), limit)
 
 
 class Folder(Images):
-    """PNG and JPEG files below a folder or in a zip, with classes from labels.csv or from the first sub-folder."""
+    """PNG and JPEG files below a folder or in a zip, with classes from labels.csv or from sub-folders.
+
+    A fault of one file raises ``InputError`` naming it, or with ``on_error: skip`` is logged and the file left out.
+    """
 
     config: FolderConfig
 
-    def read(self) -> Loaded:
-        """Decode everything; raises ``InputError`` naming the file that fails."""
-        path, config = self.config.path.expanduser(), self.config
-        with _opened(path) as files:
-            names = sorted(n for n in files.names if Path(n).suffix.lower() in SUFFIXES and not Path(n).name.startswith("."))
-            if not names:
-                raise InputError(f"{path} holds no .png or .jpg file")
-            labels = _labels(files, names)
-            images = [pictures.read(files.open(n), files.where(n), config.channels, config.size) for n in names]
+    def outline(self) -> tuple[tuple[int, ...], list[str]]:
+        """Known without decoding a picture, so a trained model samples at once."""
+        config = self.config
+        return (config.channels, config.size, config.size), self._listing.classes
+
+    @cached_property
+    def _listing(self) -> Listing:
+        with Files(self.config.path) as files:
+            return listing(files, self._fault)
+
+    def _fault(self, message: str) -> None:
+        if self.config.on_error == "refuse":
+            raise InputError(f"{message}; mend it or take it out, or leave such files out with data.on_error=skip")
+        log.warning("%s; left out", message)
+
+    def read(self, limit: int | None = None) -> Loaded:
+        """Decode the pictures, in as many threads as there are processors."""
+        names, labels, classes = self._listing
+        rows = _rows(len(names), limit)
+        with Files(self.config.path) as files, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and large pictures, without naming the file
+            pool = ThreadPoolExecutor(os.cpu_count())
+            try:
+                images, kept = [], []
+                for row, found in zip(rows, pool.map(lambda row: self._decode(files, names[row]), rows), strict=True):
+                    if isinstance(found, InputError):
+                        self._fault(str(found))
+                    else:
+                        images.append(found)
+                        kept.append(row)
+            finally:
+                pool.shutdown(cancel_futures=True)
+        if not images:
+            raise InputError(f"{self.config.path}: none of its {len(rows)} pictures can be read")
         x = pictures.to_tensor(np.stack(images))
-        if labels is None:
-            return Loaded(x, None, [])
-        classes = sorted(set(labels), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-        return Loaded(x, torch.tensor([classes.index(label) for label in labels]), classes)
+        return Loaded(x, None if labels is None else torch.tensor([labels[row] for row in kept]), classes)
+
+    def _decode(self, files: Files, name: str) -> np.ndarray | InputError:
+        try:
+            return pictures.read(
+                io.BytesIO(files.read(name)), files.where(name), self.config.channels, self.config.size
+            )
+        except InputError as error:
+            return error
 
 
 class Npz(Images):
-    """``images`` (n, h, w) or (n, h, w, 3) uint8 and, if there, ``labels`` (n,) of integers from 0."""
+    """``images`` (n, h, w) or (n, h, w, 3) uint8 and, if there, ``labels`` (n,) of integers or strings."""
 
     config: NpzConfig
 
-    def read(self) -> Loaded:
+    def read(self, limit: int | None = None) -> Loaded:
         """Raises ``InputError`` naming the file and the array that is missing or malformed."""
-        path = self.config.path.expanduser()
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in ("images", "labels") if name in file.files}
-                present = ", ".join(file.files) or "nothing"
-        except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-            raise InputError(f"{path} cannot be read as an .npz: {error}") from error
-        images, labels = arrays.get("images"), arrays.get("labels")
-        if images is None:
-            raise InputError(f"{path} has no array `images`; it holds {present}")
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        path = self.config.path
+        images, labels = _arrays(path)
+        if images.dtype != np.uint8:
             raise InputError(
-                f"{path}: `images` is {images.dtype} {images.shape}; it should be uint8 (n, h, w), (n, h, w, 1) or (n, h, w, 3)"
+                f"{path}: `images` is {images.dtype}; it should be uint8, 0 for black and 255 for white, such as "
+                "(255 * x).round().astype('uint8') for x from 0 to 1"
             )
-        if len(images) == 0:
-            raise InputError(f"{path}: `images` is empty")
+        if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+            turned = images.ndim == 4 and images.shape[1] in (1, 3)
+            hint = "; channels come last: images.transpose(0, 2, 3, 1)" if turned else ""
+            raise InputError(f"{path}: `images` is {images.shape}; it should be (n, h, w) or (n, h, w, 3){hint}")
+        if images.size == 0:
+            raise InputError(f"{path}: `images` is {images.shape}, which is empty")
         x = pictures.to_tensor(images)
         if labels is None:
-            return Loaded(x, None, [])
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0:
-            raise InputError(f"{path}: `labels` is {labels.dtype} {labels.shape}; it should be {len(images)} integers from 0")
-        return Loaded(x, torch.from_numpy(labels.astype(np.int64)), [str(c) for c in range(int(labels.max()) + 1)])
+            return _some(Loaded(x, None, []), limit)
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
+            raise InputError(
+                f"{path}: `labels` is {labels.dtype} {labels.shape}; it should be {len(images)} integers or strings"
+            )
+        numbers, names = numbered([str(label) for label in labels.tolist()])
+        return _some(Loaded(x, torch.tensor(numbers), names), limit)
 
 
-class _Files:
-    """The files of a folder or zip, by their names inside it."""
-
-    def __init__(self, path: Path, archive: zipfile.ZipFile | None) -> None:
-        self.path, self.archive = path, archive
-        if archive is not None:
-            self.names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX/")]
-        else:
-            self.names = [str(f.relative_to(path).as_posix()) for f in path.rglob("*") if f.is_file()]
-
-    def __enter__(self) -> "_Files":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.archive is not None:
-            self.archive.close()
-
-    def open(self, name: str) -> IO[bytes]:
-        """The bytes of one file."""
-        try:
-            return io.BytesIO(self.path.joinpath(name).read_bytes() if self.archive is None else self.archive.read(name))
-        except (OSError, zipfile.BadZipFile, RuntimeError) as error:
-            raise InputError(f"{self.where(name)} cannot be read: {error}") from error
-
-    def where(self, name: str) -> str:
-        """How a message names a file."""
-        return f"{self.path}/{name}"
-
-
-def _opened(path: Path) -> _Files:
-    if path.is_dir():
-        return _Files(path, None)
+def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The arrays ``images`` and ``labels`` of an .npz."""
     if not path.exists():
-        raise InputError(f"{path} does not exist; data.path names a folder or a .zip")
+        raise InputError(f"{path} does not exist; data.path names an .npz")
     try:
-        return _Files(path, zipfile.ZipFile(path))
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{path} is neither a folder nor a zip: {error}") from error
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} is one bare array; save it with np.savez(file, images=array)")
+        with file:
+            if "images" not in file.files:
+                raise InputError(f"{path} has no array `images`; it holds {', '.join(file.files) or 'nothing'}")
+            return file["images"], file["labels"] if "labels" in file.files else None
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as an .npz: {error}") from error
 
 
-def _labels(files: _Files, names: list[str]) -> list[str] | None:
-    """A class name for each image: labels.csv if there is one, else the first sub-folder if every image is in one."""
-    if "labels.csv" in files.names:
-        where = files.where("labels.csv")
-        try:
-            rows = list(_rows(files.open("labels.csv"), where))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where} is not UTF-8 text: {error}") from error
-        table: dict[str, str] = {}
-        known = set(names)
-        for line, file, label in rows:
-            if file not in known:
-                raise InputError(f"{where}, line {line}: there is no image {file!r}")
-            if table.setdefault(file, label) != label:
-                raise InputError(f"{where}, line {line}: {file!r} has two labels, {table[file]!r} and {label!r}")
-        missing = [name for name in names if name not in table]
-        if missing:
-            raise InputError(f"{where} has no label for {missing[0]!r} ({len(missing)} of {len(names)} images have none)")
-        return [table[name] for name in names]
-    folders = [Path(name).parts[0] if len(Path(name).parts) > 1 else None for name in names]
-    if None in folders or len(set(folders)) < 2:
-        return None
-    return [str(folder) for folder in folders]
+def _rows(n: int, limit: int | None) -> list[int]:
+    """All of n rows, or ``limit`` of them at random, in order: at random, since files are often sorted by class."""
+    if limit is None or limit >= n:
+        return list(range(n))
+    return sorted(torch.randperm(n, generator=generator(0, "some"))[:limit].tolist())
 
 
-def _rows(file: IO[bytes], where: str) -> Iterator[tuple[int, str, str]]:
-    reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
-    if not {"file", "label"} <= set(reader.fieldnames or []):
-        raise InputError(f"{where} should start with the line `file,label`")
-    for row in reader:
-        if not row["file"] or not row["label"]:
-            raise InputError(f"{where}, line {reader.line_num}: a file and a label are needed")
-        yield reader.line_num, row["file"].strip(), row["label"].strip()
-
-
-def _flip(batch: Batch, draws: torch.Generator) -> Batch:
-    """Mirror each image with probability 1/2."""
-    mirrored = torch.rand(len(batch), generator=draws) < 0.5
-    x = torch.where(mirrored[:, None, None, None], batch.x1.flip(-1), batch.x1)
-    return Batch(x, batch.condition, extra=batch.extra)
+def _some(loaded: Loaded, limit: int | None) -> Loaded:
+    if limit is None or limit >= len(loaded.x):
+        return loaded
+    rows = _rows(len(loaded.x), limit)
+    return loaded._replace(x=loaded.x[rows], labels=None if loaded.labels is None else loaded.labels[rows])

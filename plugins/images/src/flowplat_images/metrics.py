@@ -1,21 +1,21 @@
-"""How good samples are: Frechet distance with its floor and baselines, and whether they are copies."""
+"""How good samples are: Frechet distance, whether they are copies, whether they are of the class that was asked for."""
 
-import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from flowcore.data import Batch, everything
+from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Figure, Measured
 from flowcore.seeds import generator
 from flowplat_images import features
 
 CHUNK = 1024
+PROBES = 2048  # images whose distance to the others says what is near
 
 
 def frechet(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
@@ -23,16 +23,16 @@ def frechet(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
 
     Floor: one half of the training set against the other. Baselines: a Gaussian with the pixels' mean and covariance,
     and pure noise, on as many samples. It falls with the number of samples, so compare equal counts only, and only
-    figures with the same feature network (Heusel et al. 2017, arXiv 1706.08500).
+    figures with the same feature network. A model's distance is to the full training set, so a very good one, or one
+    that memorises, can fall below the floor: read it with ``copies`` (Heusel et al. 2017, arXiv 1706.08500).
     """
-    found = _reference(measured.data, measured.seed, measured.folder)
-    n, shape = len(samples), samples.x1.shape[1:]
-    gaussian, noise = _baselines(measured.data, measured.seed, measured.folder, n)
+    found = _reference(measured)
+    gaussian, noise = _baselines(measured, len(samples))
     figure = Figure(
-        _distance(found.network, found.training.x1, samples.x1, shape),
+        found.distance(samples.x1),
         floor=found.floor,
         baselines={"gaussian": gaussian, "noise": noise},
-        note=found.note,
+        note=f"{found.fitted.note}; floor: one half of the training images against the other",
     )
     return {"frechet": figure}
 
@@ -40,75 +40,178 @@ def frechet(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
 def nearest(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
     """Euclidean distance to the nearest training image, and the share of samples that are copies of one.
 
-    A copy is nearer to a training image than 99 of 100 training images are to their nearest neighbour; a model that
-    has memorised its data has distance 0 and copies 1. The floor is what training images score among themselves.
+    A copy is nearer to a training image than 99 of 100 training images are to their nearest other; a model that has
+    memorised its data has distance 0 and copies 1. Floors: what held-out images score, or training images among the
+    others where none are held out. Baseline: a Gaussian with the pixels' mean and covariance. Where training mirrors
+    images, a mirrored training image is one too.
     """
-    training = everything(measured.data.train()).x1.flatten(1)
-    real = _nearest(training, training, itself=True)
-    drawn = _nearest(samples.x1.clamp(-1, 1).flatten(1), training)
-    threshold = torch.quantile(real, 0.01)
+    found = _neighbours(measured)
+    drawn = found.distances(samples.x1)
+    gaussian = found.distances(gaussian_fit(found.training, len(samples), generator(measured.seed, "gaussian")))
+
+    def copies(distances: Tensor) -> float:
+        return (distances <= found.threshold).double().mean().item()
+
     return {
         "nearest_distance": Figure(
             drawn.mean().item(),
             better="neither",
-            floor=real.mean().item(),
-            note="mean distance to the nearest training image; floor: of a training image to its nearest other",
+            floor=found.real.mean().item(),
+            baselines={"gaussian": gaussian.mean().item()},
+            note=f"mean distance to the nearest training image; floor: of {found.real_name}",
         ),
         "copies": Figure(
-            (drawn < threshold).double().mean().item(),
-            floor=0.01,
-            note="share of samples nearer to a training image than 1 % of training images are to each other",
+            copies(drawn),
+            floor=copies(found.real),
+            baselines={"gaussian": copies(gaussian)},
+            note=f"share of samples within {found.threshold:.4g} of a training image, as 1 % of training images are of "
+            f"another; floor: of {found.real_name}",
         ),
     }
 
 
+def class_accuracy(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
+    """Share of conditional samples that the feature classifier gives the class they were asked to be of.
+
+    Floor: its accuracy on held-out images, or on the training images where none are held out; strong guidance can
+    exceed it, at the price of variety. Baseline: chance. Raises ``UsageError`` for unconditional samples.
+    """
+    if samples.condition is None:
+        raise UsageError("class_accuracy measures conditional samples: set data.conditional=true, or leave it out")
+    found = _reference(measured)
+    if not found.fitted.labelled:
+        raise UsageError("class_accuracy needs two classes or more; leave it out of eval.metrics")
+    held = _held(measured)
+    real = found.training if held is None else held
+    network = found.fitted.network
+
+    def share(x: Tensor, asked: Tensor) -> float:
+        return (network.classify(x.clamp(-1, 1)) == asked.cpu()).double().mean().item()
+
+    figure = Figure(
+        share(samples.x1, samples.condition),
+        better="higher",
+        floor=share(real.x1, real.extra["labels"]),
+        baselines={"chance": 1 / network.head.out_features},
+        note=f"{found.fitted.note}; floor: on {'training' if held is None else 'held-out'} images",
+    )
+    return {"class_accuracy": figure}
+
+
+class Frechet:
+    """Distances of sets of images to one real set, in the features (n, d) that ``network`` gives n images.
+
+    Values outside [-1, 1] are clipped. The real set is seen once.
+    """
+
+    def __init__(self, network: nn.Module, real: Tensor, device: torch.device | str = "cpu") -> None:
+        self.device = device
+        self.metric = FrechetInceptionDistance(feature=network, reset_real_features=False).to(device)
+        self._update(real, real=True)
+
+    def __call__(self, images: Tensor) -> float:
+        self.metric.reset()
+        self._update(images, real=False)
+        return self.metric.compute().item()
+
+    @torch.no_grad()
+    def _update(self, images: Tensor, real: bool) -> None:
+        for part in images.clamp(-1, 1).split(CHUNK):
+            self.metric.update(part.to(self.device), real=real)
+
+
 class Reference(NamedTuple):
-    """What does not depend on the samples."""
+    """What of the Frechet distance does not depend on the samples."""
 
-    network: nn.Module
     training: Batch
-    floor: float
-    note: str
+    fitted: features.Fitted
+    distance: Frechet
+    floor: float | None
 
 
-@lru_cache(maxsize=2)
-def _reference(data: Any, seed: int, folder: Path) -> Reference:
-    training = everything(data.train())
-    keep = folder / "features.safetensors"
-    classes = int(training.extra["labels"].max()) + 1 if "labels" in training.extra else 0
-    network, note = features.fit(training, classes, seed, keep)
-    if keep.exists():
-        note += f", sha256 {hashlib.sha256(keep.read_bytes()).hexdigest()[:16]}"
-    order = torch.randperm(len(training), generator=generator(seed, "halves"))
+@lru_cache(maxsize=1)
+def _reference(measured: Measured) -> Reference:
+    training, device = everything(measured.data.train()), _device(measured)
+    if len(training) < 2:
+        raise UsageError("a Frechet distance needs two training images or more; leave it out of eval.metrics")
+    fitted = features.fit(training, _held(measured), measured.seed, measured.folder / "features.safetensors", device)
+    order = torch.randperm(len(training), generator=generator(measured.seed, "halves"))
     one, other = training.x1[order].chunk(2)
-    return Reference(network, training, _distance(network, one, other, one.shape[1:]), note)
+    floor = Frechet(fitted.network, one, device)(other) if min(len(one), len(other)) > 1 else None
+    return Reference(training, fitted, Frechet(fitted.network, training.x1, device), floor)
 
 
-@lru_cache(maxsize=2)
-def _baselines(data: Any, seed: int, folder: Path, count: int) -> tuple[float, float]:
-    network, training, _, _ = _reference(data, seed, folder)
-    shape = training.x1.shape[1:]
-    flat = training.x1.flatten(1).double()
-    draws = generator(seed, "baselines")
-    noise = torch.randn(count, flat.shape[1], dtype=torch.float64, generator=draws)
-    centred = (flat - flat.mean(0)) / (len(flat) - 1) ** 0.5
-    mix = torch.randn(count, len(flat), dtype=torch.float64, generator=draws)
-    gaussian = flat.mean(0) + mix @ centred  # covariance centred^T centred, without forming a matrix root
-    return tuple(
-        _distance(network, training.x1, x.float().view(-1, *shape), shape) for x in (gaussian, noise)
-    )  # type: ignore[return-value]
+@lru_cache(maxsize=4)
+def _baselines(measured: Measured, count: int) -> tuple[float, float]:
+    found = _reference(measured)
+    gaussian = gaussian_fit(found.training.x1, count, generator(measured.seed, "gaussian"))
+    noise = torch.randn(gaussian.shape, generator=generator(measured.seed, "noise"))
+    return found.distance(gaussian), found.distance(noise)
 
 
-@torch.no_grad()
-def _distance(network: nn.Module, real: Tensor, drawn: Tensor, shape: torch.Size) -> float:
-    metric = FrechetInceptionDistance(feature=network, input_img_size=tuple(shape))
-    for images, is_real in ((real, True), (drawn.clamp(-1, 1), False)):
-        for part in images.split(CHUNK):
-            metric.update(part, real=is_real)
-    return metric.compute().item()
+def gaussian_fit(x: Tensor, count: int, draws: torch.Generator) -> Tensor:
+    """``count`` draws from the Gaussian with the mean and covariance of the pixels of x, shape (count, c, h, w)."""
+    flat = x.flatten(1).double()
+    mean = flat.mean(0)
+    root = (flat - mean) / max(1, len(flat) - 1) ** 0.5  # covariance = root^T root
+    if len(flat) > flat.shape[1]:  # fewer rows with the same product
+        values, vectors = torch.linalg.eigh(root.T @ root)
+        root = (vectors * values.clamp(min=0).sqrt()).T
+    drawn = mean + torch.randn(count, len(root), dtype=torch.float64, generator=draws) @ root
+    return drawn.float().view(count, *x.shape[1:])
 
 
-def _nearest(x: Tensor, training: Tensor, itself: bool = False) -> Tensor:
-    """Distance of each row of x to the nearest row of ``training``, or to the nearest other one."""
-    rank = 2 if itself else 1
-    return torch.cat([torch.cdist(part, training).kthvalue(rank, dim=1).values for part in x.split(CHUNK)])
+class Neighbours(NamedTuple):
+    """Training images to measure distances to, and what real images measure."""
+
+    training: Tensor
+    mirrored: bool
+    device: torch.device
+    threshold: float
+    real: Tensor
+    real_name: str
+
+    def distances(self, x: Tensor, themselves: Tensor | None = None) -> Tensor:
+        """Distance of each image to the nearest training image; not counting row ``themselves[i]`` for image i."""
+        nearest = _nearest(x, self.training, self.device, themselves)
+        if not self.mirrored:
+            return nearest
+        return torch.minimum(nearest, _nearest(x, self.training.flip(-1), self.device, themselves))
+
+
+@lru_cache(maxsize=1)
+def _neighbours(measured: Measured) -> Neighbours:
+    source = measured.data.train()
+    training = everything(source).x1
+    found = Neighbours(training, getattr(source, "flip", False), _device(measured), 0.0, training, "")
+    probes = torch.randperm(len(training), generator=generator(measured.seed, "probes"))[:PROBES]
+    among = found.distances(training[probes], probes)
+    held = _held(measured)
+    return found._replace(
+        threshold=torch.quantile(among, 0.01).item(),
+        real=among if held is None else found.distances(held.x1),
+        real_name="training images to their nearest other" if held is None else "held-out images",
+    )
+
+
+def _nearest(x: Tensor, training: Tensor, device: torch.device, themselves: Tensor | None) -> Tensor:
+    flat, rows = training.flatten(1).to(device), []
+    images = x.clamp(-1, 1).flatten(1)
+    for start in range(0, len(images), CHUNK):
+        part = images[start : start + CHUNK].to(device)
+        away = torch.cdist(part, flat)
+        if themselves is not None:
+            away[torch.arange(len(part)), themselves[start : start + CHUNK]] = torch.inf
+        # once more for the nearest alone: cdist subtracts large products, and is not 0 for equal rows
+        rows.append((part - flat[away.argmin(1)]).norm(dim=1).cpu())
+    return torch.cat(rows)
+
+
+def _held(measured: Measured) -> Batch | None:
+    """The held-out images, or None where the data set validates on its training images."""
+    return everything(measured.data.val()) if getattr(measured.data, "holds_out", True) else None
+
+
+def _device(measured: Measured) -> torch.device:
+    """The run's device, if it computes in float64."""
+    return torch.device("cpu") if measured.device.type == "mps" else measured.device

@@ -1,7 +1,7 @@
 """The networks: a residual MLP for tiny images, and a small UNet."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,9 @@ class UNetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    channels: list[int] = Field(default_factory=lambda: [32, 64], min_length=1, description="channels at each resolution, each half the last")
+    channels: list[Annotated[int, Field(ge=1)]] = Field(
+        default_factory=lambda: [32, 64], min_length=1, description="channels at each resolution, each half the last"
+    )
     blocks: int = Field(1, ge=1, description="residual blocks at each resolution")
     attention: bool = Field(True, description="self-attention at the lowest resolution")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside residual blocks")
@@ -39,7 +41,10 @@ class Embedding(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         half = width // 2
-        self.register_buffer("frequencies", 1000 * torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False)
+        self.frequencies: Tensor
+        self.register_buffer(
+            "frequencies", 1000 * torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False
+        )
         self.odd = width % 2
         self.classes: nn.Embedding | None = None
         if condition is not None:
@@ -101,7 +106,11 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = _norm(inward), nn.Conv2d(inward, outward, 3, padding=1)
         self.film = nn.Linear(width, 2 * outward)
-        self.norm2, self.dropout, self.conv2 = _norm(outward), nn.Dropout(dropout), nn.Conv2d(outward, outward, 3, padding=1)
+        self.norm2, self.dropout, self.conv2 = (
+            _norm(outward),
+            nn.Dropout(dropout),
+            nn.Conv2d(outward, outward, 3, padding=1),
+        )
         self.skip = nn.Conv2d(inward, outward, 1) if inward != outward else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
 
@@ -117,7 +126,11 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm, self.qkv, self.out = _norm(channels), nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
+        self.norm, self.qkv, self.out = (
+            _norm(channels),
+            nn.Conv2d(channels, 3 * channels, 1),
+            nn.Conv2d(channels, channels, 1),
+        )
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -126,7 +139,8 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Residual blocks at each resolution down and up again, joined by skips (Ronneberger et al. 2015; Ho et al. 2020)."""
+    """Residual blocks at each resolution down and up again, joined by skips (Ronneberger et al. 2015, arXiv 1505.04597)
+    with time and class in every block (Ho et al. 2020, arXiv 2006.11239)."""
 
     def __init__(self, shape: tuple[int, ...], config: UNetConfig, condition: Any) -> None:
         super().__init__()
@@ -153,8 +167,10 @@ class UNet(nn.Module):
                 channels = size
             if level > 0:
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1)))
-        self.leave = nn.Sequential(_norm(channels), nn.SiLU(), nn.Conv2d(channels, shape[0], 3, padding=1))
-        nn.init.zeros_(self.leave[-1].weight)
+        last = nn.Conv2d(channels, shape[0], 3, padding=1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.leave = nn.Sequential(_norm(channels), nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         embedding = F.silu(self.embedding(t, condition))
@@ -166,7 +182,9 @@ class UNet(nn.Module):
         for layer in self.middle:
             hidden = layer(hidden, embedding)
         for layer in self.up:
-            hidden = layer(torch.cat([hidden, skips.pop()], 1), embedding) if isinstance(layer, Block) else layer(hidden)
+            hidden = (
+                layer(torch.cat([hidden, skips.pop()], 1), embedding) if isinstance(layer, Block) else layer(hidden)
+            )
         return self.leave(hidden)
 
 

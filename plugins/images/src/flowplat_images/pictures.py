@@ -4,80 +4,105 @@ import csv
 import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from flowcore.errors import InputError
 
 MODES = {1: "L", 3: "RGB"}
+SMALLEST, LARGEST, GAP, HEAD = 48, 128, 2, 16  # of a contact sheet, in pixels
+PAPER, INK = "#202020", "#e0e0e0"
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 images (n, h, w) or (n, h, w, c) as float32 (n, c, h, w) in [-1, 1]: x / 127.5 - 1."""
+    """uint8 images (n, h, w) or (n, h, w, c) as a uint8 tensor (n, c, h, w)."""
     if images.ndim == 3:
         images = images[..., None]
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().div_(127.5).sub_(1)
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def scaled(x: Tensor, white: int = 255) -> Tensor:
+    """uint8 as float32 in [-1, 1]: x / (white / 2) - 1."""
+    return x.float().div_(white / 2).sub_(1)
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """(n, c, h, w) in [-1, 1] as uint8 (n, h, w) or (n, h, w, 3), values outside clipped."""
-    scaled = ((x.detach().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    images = scaled.permute(0, 2, 3, 1).numpy()
+    """(n, c, h, w) in [-1, 1] as uint8 (n, h, w) or (n, h, w, 3), values outside clipped; undoes ``scaled``."""
+    levels = ((x.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    images = levels.permute(0, 2, 3, 1).numpy()
     return images[..., 0] if images.shape[-1] == 1 else images
 
 
-def read(file: Any, name: str, channels: int, size: int) -> np.ndarray:
-    """One picture as uint8 (size, size) or (size, size, 3): turned upright, cropped to its centre square, resized.
+def read(file: IO[bytes], name: str, channels: int, size: int) -> np.ndarray:
+    """One PNG or JPEG as uint8 (size, size) or (size, size, 3): upright, on white where it is transparent, cropped to
+    its centre square, resized.
 
     Raises ``InputError`` naming ``name`` when it cannot be decoded.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
+            image.draft(None, (2 * size, 2 * size))  # a JPEG much larger than that is decoded at a fraction of its size
             upright = ImageOps.exif_transpose(image)
-            if upright.mode == "I;16":  # 16-bit greyscale: PIL's own conversion clips instead of scaling
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            if upright.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips instead of scaling
+                upright = Image.fromarray(np.rint(np.asarray(upright) / 257).astype(np.uint8))
             if "A" in upright.getbands() or "transparency" in upright.info:
                 ground = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(ground, upright.convert("RGBA"))
             return np.asarray(ImageOps.fit(upright.convert(MODES[channels]), (size, size), Image.Resampling.LANCZOS))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise InputError(f"{name} cannot be read as a picture: {reason}; repair it or take it out") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name} is no picture: neither PNG nor JPEG") from error
+    except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error, TypeError ...
+        raise InputError(
+            f"{name} cannot be read as a picture: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
 
 
-def sheet(x: Tensor, columns: int | None = None, limit: int = 100) -> bytes:
-    """The first ``limit`` images side by side, enlarged to at least 48 pixels by whole factors, as PNG bytes."""
+def sheet(x: Tensor, titles: list[str] | None = None, limit: int = 100) -> bytes:
+    """The first ``limit`` images side by side as PNG bytes, each shown at 48 to 128 pixels by whole factors.
+
+    ``titles`` head the columns, in turn; the number of columns is a multiple of theirs.
+    """
     images = to_uint8(x[:limit])
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    height, width = images.shape[1:3]
-    factor = max(1, math.ceil(48 / max(height, width)))
-    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
-    height, width, gap = height * factor, width * factor, 2
-    rows = math.ceil(len(images) / columns)
-    page = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, *images.shape[3:]), 32, np.uint8)
-    for i, image in enumerate(images):
-        y, x0 = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        page[y : y + height, x0 : x0 + width] = image
+    titles = titles or []
+    turn = max(1, len(titles))
+    columns = turn * max(1, round(math.ceil(math.sqrt(len(images))) / turn))
+    longest = max(images.shape[1:3])
+    up, down = math.ceil(SMALLEST / longest), math.ceil(longest / LARGEST)
+    cells = [Image.fromarray(image.repeat(up, axis=0).repeat(up, axis=1)).reduce(down) for image in images]
+    width, height = cells[0].width + GAP, cells[0].height + GAP
+    head = HEAD if titles else 0
+    rows = math.ceil(len(cells) / columns)
+    page = Image.new(cells[0].mode, (columns * width + GAP, rows * height + GAP + head), PAPER)
+    for i, cell in enumerate(cells):
+        page.paste(cell, (GAP + i % columns * width, GAP + head + i // columns * height))
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default()
+    for column in range(columns if titles else 0):
+        text = titles[column % turn]
+        while pen.textlength(text, font) > width - GAP and len(text) > 1:
+            text = text[:-1]
+        pen.text((GAP + column * width + width // 2, 3), text, INK, font, anchor="ma")
     buffer = io.BytesIO()
-    Image.fromarray(page).save(buffer, "PNG", optimize=True)
+    page.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def write(x: Tensor, folder: Path, labels: Tensor | None, names: list[str]) -> None:
-    """PNG files, ``samples.npz``, and ``labels.csv`` when there are labels: a folder that ``data=folder`` reads."""
+    """``images/`` with a PNG file for each image and labels.csv when there are labels: what ``data=folder`` reads.
+    Beside it ``samples.npz``: what ``data=npz`` reads."""
     images = to_uint8(x)
     files = [f"{i:05d}.png" for i in range(len(images))]
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, image in zip(files, images, strict=True):
-        Image.fromarray(image).save(folder / name)
-    arrays = {"images": images}
-    if labels is not None:
-        arrays["labels"] = labels.cpu().numpy()
-        with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(["file", "label"])
-            rows.writerows([name, names[int(label)]] for name, label in zip(files, labels, strict=True))
-    np.savez_compressed(folder / "samples.npz", allow_pickle=False, **arrays)
+        Image.fromarray(image).save(folder / "images" / name)
+    if labels is None:
+        np.savez_compressed(folder / "samples.npz", images=images)
+        return
+    named = [names[number] for number in labels.tolist()]
+    with (folder / "images" / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "label"), *zip(files, named, strict=True)])
+    numbers = all(name.isdecimal() and name == str(int(name)) for name in names)
+    np.savez_compressed(folder / "samples.npz", images=images, labels=np.array(named, dtype=int if numbers else str))

@@ -1,0 +1,126 @@
+import subprocess
+import sys
+from importlib import import_module
+from importlib.resources import files
+
+import pytest
+import torch
+import yaml
+
+from flowcore.data import everything
+from flowcore.field import Field
+from flowcore.paths import linear
+from flowcore.plugin import builtin
+from flowplat_images import plugin
+
+KINDS = {"data": "data", "network": "networks", "metric": "metrics", "preset": "presets",
+         "path": "paths", "time": "times", "solver": "solvers", "guidance": "guidance"}  # fmt: skip
+
+
+def registered(module, kind):
+    """{name: (reference, config reference)} of what a module registers of a kind."""
+    found = {}
+
+    def register(name, reference, *, summary, config=None, default=False):
+        assert summary
+        assert name not in found
+        found[name] = (reference, config)
+
+    getattr(module, f"register_{KINDS[kind]}")(register)
+    return found
+
+
+def loaded(reference):
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def choice(value):
+    """A choice in a config as (name, options)."""
+    value = {"name": value} if isinstance(value, str) else dict(value)
+    return value.pop("name"), value
+
+
+PRESETS = {
+    name: yaml.safe_load(files(package).joinpath(path).read_text())
+    for name, (reference, _) in registered(plugin, "preset").items()
+    for package, _, path in [reference.partition(":")]
+}
+every_preset = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+
+
+def built(preset):
+    """The data set and the network of a preset."""
+    parts = []
+    for kind in ("data", "network"):
+        name, options = choice(preset[kind])
+        reference, config = registered(plugin, kind)[name]
+        parts.append((loaded(reference), loaded(config).model_validate(options)))
+    (data, data_config), (network, network_config) = parts
+    images = data(data_config)
+    torch.manual_seed(0)
+    return images, network(network_config, images.spec())
+
+
+def test_the_entry_module_imports_nothing_heavy():
+    code = (
+        "import sys, flowplat_images.plugin; "
+        "print([name for name in ('torch', 'numpy', 'pydantic', 'PIL', 'sklearn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["data", "network", "metric"])
+def test_everything_registered_is_there_and_its_options_are_described(kind):
+    for reference, config in registered(plugin, kind).values():
+        assert callable(loaded(reference))
+        for name, field in loaded(config).model_fields.items() if config else ():
+            assert field.description, name
+
+
+@every_preset
+def test_a_preset_names_what_is_registered(preset):
+    for kind in ("path", "time"):
+        assert choice(preset[f"{kind}s" if kind == "time" else kind])[0] in registered(builtin, kind)
+    assert choice(preset["sample"]["solver"])[0] in registered(builtin, "solver")
+    for guidance in preset["sample"].get("guidance", []):
+        assert choice(guidance)[0] in registered(builtin, "guidance")
+    assert preset["eval"]["metrics"]
+    assert set(preset["eval"]["metrics"]) <= registered(plugin, "metric").keys()
+
+
+@every_preset
+def test_a_preset_fits_its_network_to_its_data(preset):
+    images, network = built(preset)
+    batch = everything(images.train(), 4)
+    assert network(batch.x1, torch.rand(4), batch.condition).shape == batch.x1.shape
+    guided = bool(preset["sample"].get("guidance"))
+    assert guided == (images.spec().condition is not None) == (preset["train"].get("drop_condition", 0) > 0)
+    assert ("class_accuracy" in preset["eval"]["metrics"]) == guided
+    assert preset["eval"]["count"] == len(images.train())
+
+
+@every_preset
+def test_a_preset_learns(preset):
+    """Thirty steps take the loss well below that of the mean velocity, E[v] = E[x1]."""
+    images, network = built(preset)
+    training = everything(images.train())
+    optimizer = torch.optim.AdamW(network.parameters(), lr=float(preset["train"]["lr"]))
+    draws = torch.Generator().manual_seed(0)
+
+    def loss(rows):
+        x1 = training.x1[rows]
+        x0, t = torch.randn(x1.shape, generator=draws), torch.rand(len(rows), generator=draws)
+        labels = None if training.condition is None else training.condition[rows]
+        field = Field(network, linear(), condition=labels)
+        return (field(linear().interpolate(x0, x1, t), t) - (x1 - x0)).square().mean()
+
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss(torch.randint(len(training), (128,), generator=draws)).backward()
+        optimizer.step()
+    with torch.no_grad():
+        final = loss(torch.arange(512)).item()
+    mean = 1 + training.x1.var(0).mean().item()
+    assert final < 0.8 * mean
