@@ -123,8 +123,8 @@ def change_path(field: Field, path: Affine) -> Field:
 
         v_new(x, r) = alpha_new'(r) x1(x / S, t) + sigma_new'(r) noise(x / S, t),
 
-    which divides by no coefficient, so both ends are reached. For tensor states on affine paths; raises ``ValueError``
-    for others. (The change of schedule of Lipman et al. 2024, arXiv 2412.06264.)
+    which divides by no coefficient: both ends are reached where the network predicts the velocity. For tensor states on
+    affine paths; raises ``ValueError`` for others. (The change of schedule of Lipman et al. 2024, arXiv 2412.06264.)
     """
     old = field.path
     if not isinstance(old, Affine):

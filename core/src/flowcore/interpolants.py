@@ -70,6 +70,10 @@ class Interpolant:
     start: float = MARGIN
     stop: float = 1 - MARGIN
 
+    def spread(self, t: Tensor) -> Tensor:
+        """The size of the noise in x_t: gamma(t)."""
+        return self.gamma.value(t)
+
     def interpolate(self, x0: State, x1: State, t: float | Tensor, z: State) -> State:
         """x_t = alpha x1 + sigma x0 + gamma z."""
 

@@ -55,18 +55,18 @@ def matching_loss(
     """The matching loss per sample, shape (B,), multiplied by the pairs' weights over their mean.
 
     ``t`` has shape (B,). A dict state adds up the losses of its leaves; in a ragged leaf the rows of a sample are
-    averaged first, so a large molecule weighs as much as a small one. ``weight`` (B,) multiplies the loss (importance
-    of t, ``times.weights(t)``). ``perceptual(x1_prediction, x1, t) -> (B,)`` is added: a distance between the data and
-    what the field makes of x_t. Raises ``ValueError`` where the network's output has another shape than its input.
+    averaged first, so a large molecule weighs as much as a small one. ``perceptual(x1_prediction, x1, t) -> (B,)`` is
+    added: a distance between the data and what the field makes of x_t. ``weight`` (B,) multiplies the sum (importance
+    of t, ``times.weights(t)``). Raises ``ValueError`` where the network's output has another shape than its input.
     """
     x = field.path.interpolate(pairs.x0, pairs.x1, t, index)
     prediction = field.predict(x, t)
     target = field.path.target(field.predicts, pairs.x0, pairs.x1, t, index)
     loss = _compare(prediction, target, metric or l2(), index, t.shape[0])
-    if weight is not None:
-        loss = loss * weight.to(loss.dtype)
     if perceptual is not None:
         loss = loss + perceptual(field.path.convert(prediction, x, t, field.predicts, "x1", index), pairs.x1, t)
+    if weight is not None:
+        loss = loss * weight.to(loss.dtype)
     if pairs.weight is not None:
         loss = loss * (pairs.weight / pairs.weight.mean()).to(loss.dtype)
     return loss

@@ -69,6 +69,10 @@ class Affine:
         """(alpha, sigma, alpha', sigma') at ``t``, each of t's shape."""
         return self.alpha(t), self.sigma(t), self.dalpha(t), self.dsigma(t)
 
+    def spread(self, t: Tensor) -> Tensor:
+        """The size of the noise in x_t: sigma(t)."""
+        return self.sigma(t)
+
     def draw_source(self, like: State, generator: torch.Generator) -> State:
         """x0 from the source distribution, shaped like ``like``."""
         return tree_map(lambda leaf: self.source(leaf, generator), like)

@@ -111,13 +111,13 @@ def dopri5(rtol: float = 1e-5, atol: float = 1e-5) -> Step:
 def euler_maruyama(diffusion: float | Callable[[Tensor], Tensor] = 1.0) -> Step:
     """x + (v + e q) h + sqrt(2 e h) z with score q and e(t) >= 0: every e has the marginals of the ODE, e = 0.
 
-    ``diffusion`` is e: a number times sigma(t), which keeps e q bounded as the score grows, or a function of t that is
-    used as it is. On a descending grid the drift is v - e q, the time reversal. The step that arrives at t = 1 adds no
-    noise. (Albergo et al. 2023, arXiv 2303.08797, with sigma_sde^2 = 2 e.)
+    ``diffusion`` is e: a number times sigma(t) (gamma(t) of an interpolant), which keeps e q bounded as the score
+    grows, or a function of t that is used as it is. On a descending grid the drift is v - e q, the time reversal. The
+    step that arrives at t = 1 adds no noise. (Albergo et al. 2023, arXiv 2303.08797, with sigma_sde^2 = 2 e.)
     """
 
     def step(field: "Velocity", x: State, t: Tensor, r: Tensor, h: float) -> State:
-        e = diffusion(t) if callable(diffusion) else diffusion * field.path.sigma(t)  # type: ignore[attr-defined]
+        e = diffusion(t) if callable(diffusion) else diffusion * field.path.spread(t)  # type: ignore[attr-defined]
         e = float(e)
         x = add(x, field(x, t), h) if e == 0 else add(
             add(x, field(x, t), h), field.score(x, t), e * abs(h)  # type: ignore[attr-defined]

@@ -47,8 +47,13 @@ def save(folder: Path, state: TrainState) -> Path:
     (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1))
     for path in temporary.iterdir():
         _sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    if final.exists():  # the same step saved before goes only when the new one is in its place
+        old = folder / f".{final.name}.old.tmp"
+        final.rename(old)
+        temporary.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        temporary.rename(final)
     _sync(folder)
     pointer = folder / ".latest.tmp"
     pointer.write_text(final.name + "\n")

@@ -80,6 +80,7 @@ def fit(
         for group in state.optimizer.param_groups:
             group["lr"] = rate(settings, step)
         state.optimizer.step()
+        torch.autograd.graph.increment_version(parameters)  # a fused step does not; a Field knows new weights by it
         state.ema.update_parameters(state.network)
         total += value.detach()
         state.step += 1
