@@ -39,7 +39,7 @@ class Classifier(nn.Module):
         else:
             layers, size = [nn.AdaptiveAvgPool2d(SEEN)] if max(shape[1:]) > SEEN else [], shape[0]
             for channels in (32, 64, 128):
-                layers += [nn.Conv2d(size, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+                layers += [nn.Conv2d(size, channels, 3, stride=2, padding=1), nn.ReLU()]
                 size = channels
             layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten()]
             size *= 4

@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         with group.make_context("platform", [a for a in arguments if a != "--debug"]) as context:
             group.invoke(context)
         sys.stdout.flush()
+        sys.exit(0)
     except click.exceptions.Exit as ended:
         sys.exit(ended.exit_code)
     except click.ClickException as error:
