@@ -964,11 +964,13 @@ def test_no_graph_is_kept(name):
 
 @pytest.mark.parametrize("name", [*every_guidance(4), "classifier_free"])
 def test_inference_mode(name):
-    """As under no_grad, gradients of guidance included."""
+    """As under no_grad, gradients of guidance included, at the same number of evaluations."""
     field, x = told(4, 3, F64), normal(3, 4)
     guidance = [{**every_guidance(4), "classifier_free": classifier_free(1.5)}[name]]
     with torch.no_grad():
         expected = solve(field, x, 5, guidance=guidance, generator=generator(0))
+    calls = field.calls
     with torch.inference_mode():
         found = solve(field, x.clone(), 5, guidance=guidance, generator=generator(0))
         assert torch.equal(found, expected)
+    assert field.calls == 2 * calls

@@ -41,6 +41,8 @@ PATHS = {
     "general": paths.general(lambda t: t, lambda t: (1 - t) * (1 + t / 2)),
 }
 
+GENERAL_COSINE = paths.general(lambda t: torch.sin(math.pi / 2 * t), lambda t: torch.cos(math.pi / 2 * t))
+
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
     return torch.randn(*shape, generator=generator(seed, "test"), dtype=dtype)
@@ -406,11 +408,11 @@ def test_diffusion_as_a_function_of_time(e):
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 @pytest.mark.parametrize("e", [0.0, 0.5, 2.0])
-@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("name", ["linear", "cosine", "general cosine"])
 def test_euler_maruyama_backwards(name, e, dtype):
-    """Down the grid the drift is v - e q, and data become the source N(0, 1)."""
+    """Down the grid the drift is v - e q, and data become the source N(0, 1); also where sigma(1) is -4e-8."""
     data = MEAN + STD * normal(20000, 1, dtype=dtype)
-    field = gaussian(PATHS[name], d=1, dtype=dtype)
+    field = gaussian(GENERAL_COSINE if name == "general cosine" else PATHS[name], d=1, dtype=dtype)
     x = solve(field, data, time_grid(200).flip(0), euler_maruyama(e), generator=generator(1))
     assert x.mean().item() == pytest.approx(0, abs=0.03)
     assert x.std().item() == pytest.approx(1, abs=0.03)
@@ -539,13 +541,14 @@ def test_nothing_is_kept(method):
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_inference_mode(method):
-    """As under no_grad."""
-    field, x = gaussian(paths.linear()), normal(3, 2)
+    """As under no_grad, at the same number of evaluations."""
+    field, alike, x = gaussian(paths.linear()), gaussian(paths.linear()), normal(3, 2)
     with torch.no_grad():
         expected = solve(field, x, 4, method, generator=generator(0))
     with torch.inference_mode():
-        found = solve(field, x.clone(), 4, method, generator=generator(0))
+        found = solve(alike, x.clone(), 4, method, generator=generator(0))
         assert torch.equal(found, expected)
+    assert alike.calls == field.calls
 
 
 def test_a_method_remembers_nothing_between_solves():
@@ -581,12 +584,14 @@ def test_divergence_is_reported(method, value):
 
 
 @pytest.mark.parametrize(
-    "field", [lambda x, t: x * math.nan, lambda x, t: x * x], ids=["not finite", "infinite before t = 1"]
+    ("field", "start"),
+    [(lambda x, t: x * math.nan, 2.0), (lambda x, t: x * x, 2.0), (lambda x, t: torch.zeros_like(x), math.inf)],
+    ids=["not finite", "infinite before t = 1", "infinite from the start"],
 )
-def test_dopri5_underflow(field):
+def test_dopri5_underflow(field, start):
     """x' = x^2 from 2 is infinite at t = 1/2: the error names the method, the interval and the causes, in one line."""
     with pytest.raises(FloatingPointError, match=r"dopri5.*between 0 and 1.*not finite.*stiff.*rtol") as caught:
-        solve(field, torch.full((2, 1), 2.0), 1, "dopri5")
+        solve(field, torch.full((2, 1), start), 1, "dopri5")
     assert "\n" not in str(caught.value)
 
 
@@ -602,3 +607,18 @@ def test_a_networks_own_assertion_is_its_own():
 def test_methods_that_need_a_field_say_so(method):
     with pytest.raises(ValueError, match="Field"):
         solve(decay, normal(2, 2), 3, method, generator=generator(0))
+
+
+def test_a_product_of_paths():
+    """Each part goes its own way to its own data; a method that would need one sigma for all says so."""
+    product = paths.Product({"a": paths.linear(), "b": paths.cosine()})
+    parts = {key: gaussian(path, d=1) for key, path in product.paths.items()}
+    field = Field(lambda x, t, c: {key: part.network(x[key], t) for key, part in parts.items()}, product)
+    x = {"a": normal(20000, 1), "b": normal(20000, 1, seed=1)}
+    for method in ("midpoint", euler_maruyama(lambda t: 0.5 * (1 - t))):
+        for leaf in solve(field, x, 100, method, generator=generator(0)).values():
+            assert leaf.mean().item() == pytest.approx(MEAN, abs=0.03)
+            assert leaf.std().item() == pytest.approx(STD, abs=0.03)
+    for method in ("exponential", "euler_maruyama"):
+        with pytest.raises(ValueError, match="product of paths"):
+            solve(field, x, 3, method, generator=generator(0))

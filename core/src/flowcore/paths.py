@@ -51,8 +51,9 @@ class Affine:
 
     ``inverse(a, s)`` is the time at which alpha : sigma = a : s, or the nearest there is, for a change of path.
     ``start`` and ``stop`` bound the times a sampler may use: they leave out an end at which a coefficient is infinite
-    or the velocity says nothing of the data. All methods take states (tensors or dicts), ``t`` scalar or (B,), and an
-    optional ragged ``index``.
+    or the velocity says nothing of the data. ``slopes`` are alpha' and sigma' where they are constant: multiplying a
+    batch by a number is many times quicker than by a number for each sample. All methods take states (tensors or
+    dicts), ``t`` scalar or (B,), and an optional ragged ``index``.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Affine:
     source: Source = gaussian
     start: float = 0.0
     stop: float = 1.0
+    slopes: tuple[float, float] | None = None
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(alpha, sigma, alpha', sigma') at ``t``, each of t's shape."""
@@ -93,6 +95,9 @@ class Affine:
         """What a network predicting ``wanted`` is regressed on, given the pair (x0, x1)."""
         if not isinstance(x1, Tensor):
             return {key: self.target(wanted, x0[key], x1[key], t, branch(index, key)) for key in x1}
+        if wanted == "velocity" and self.slopes is not None:
+            rise, fall = self.slopes
+            return torch.add(x1 if rise == 1 else rise * x1, x0, alpha=fall)
         time = expand(t, x1, index)
         match wanted:
             case "velocity":
@@ -163,6 +168,7 @@ def linear(floor: float = 0.0) -> Affine:
         torch.ones_like,
         lambda t: torch.full_like(t, -fall),
         lambda a, s: (a / (s + fall * a)).clamp(max=1),
+        slopes=(1.0, -fall),
     )
 
 
@@ -257,6 +263,7 @@ def ve(sigma_max: float = 80.0) -> Affine:
         torch.zeros_like,
         lambda t: torch.full_like(t, -sigma_max),
         lambda a, s: (1 - s / (sigma_max * a)).clamp(min=0),
+        slopes=(0.0, -sigma_max),
     )
 
 

@@ -79,7 +79,7 @@ class Fitted(NamedTuple):
 def fit(training: Batch, held: Batch | None, seed: int, keep: Path, device: torch.device | str = "cpu") -> Fitted:
     """The feature network for a training set.
 
-    It is trained by Adam on ``training.extra["labels"]``, or on k-means clusters where there are not two classes, and
+    It is trained by Adam under a one-cycle learning rate on ``training.extra["labels"]``, or on k-means clusters where there are not two classes, and
     stored in ``keep``; what is stored there already is used as it is. ``held`` are held-out images to give its accuracy
     on. Raises ``IntegrityError`` when the stored weights are damaged or of another shape.
     """
@@ -114,10 +114,12 @@ def fit(training: Batch, held: Batch | None, seed: int, keep: Path, device: torc
 def _train(network: Classifier, source: Rows, seed: int, device: torch.device | str) -> None:
     size = min(BATCH, len(source))
     steps = min(STEPS, EPOCHS * math.ceil(len(source) / size))
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(network.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     for batch in batches(source, size, 0, steps, seed):
         scores = network.head(network(batch.x1.to(device)))
         loss = F.cross_entropy(scores, batch.extra["labels"].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
