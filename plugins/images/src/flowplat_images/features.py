@@ -79,9 +79,10 @@ class Fitted(NamedTuple):
 def fit(training: Batch, held: Batch | None, seed: int, keep: Path, device: torch.device | str = "cpu") -> Fitted:
     """The feature network for a training set.
 
-    It is trained by Adam under a one-cycle learning rate on ``training.extra["labels"]``, or on k-means clusters where there are not two classes, and
-    stored in ``keep``; what is stored there already is used as it is. ``held`` are held-out images to give its accuracy
-    on. Raises ``IntegrityError`` when the stored weights are damaged or of another shape.
+    It is trained on ``training.extra["labels"]``, or on k-means clusters where there are not two classes, by Adam under
+    a one-cycle learning rate, and stored in ``keep``; what is stored there already is used as it is. ``held`` are
+    held-out images to give its accuracy on. Raises ``IntegrityError`` when the stored weights are damaged or of another
+    shape.
     """
     own = training.extra.get("labels")
     labelled = own is not None and int(own.max()) > int(own.min())
