@@ -9,12 +9,14 @@ r = t + h, made fresh for each solve by a factory in ``METHODS``, so that a mult
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowcore.field import Field
 from flowcore.guidance import Guidance, Guided, compose
+from flowcore.paths import Product
 from flowcore.state import State, add, first_leaf, leaves, tree_map
 
 Velocity = Callable[[State, Tensor], State]
@@ -100,8 +102,9 @@ def dopri5(rtol: float = 1e-5, atol: float = 1e-5) -> Step:
             if not str(error).startswith(("underflow in dt", "non-finite values")):
                 raise  # the network's own
             raise FloatingPointError(
-                f"dopri5 needs steps below the precision of t between {float(t):.4g} and {float(r):.4g} ({error}): the "
-                "field is not finite or very stiff there, or rtol and atol are too small for the dtype"
+                f"dopri5 needs steps below the precision of t between {float(t):.4g} and {float(r):.4g} "
+                f"({' '.join(str(error).split())}): the field is not finite or very stiff there, or rtol and atol are "
+                "too small for the dtype"
             ) from error
 
     step.adaptive = True  # type: ignore[attr-defined]
@@ -117,8 +120,8 @@ def euler_maruyama(diffusion: float | Callable[[Tensor], Tensor] = 1.0) -> Step:
     """
 
     def step(field: "Velocity", x: State, t: Tensor, r: Tensor, h: float) -> State:
-        e = diffusion(t) if callable(diffusion) else diffusion * field.path.spread(t)  # type: ignore[attr-defined]
-        e = float(e)
+        e = diffusion(t) if callable(diffusion) else diffusion * _single(field).spread(t)
+        e = max(float(e), 0.0)  # a sigma that ends at 0 may end below it by rounding
         x = add(x, field(x, t), h) if e == 0 else add(
             add(x, field(x, t), h), field.score(x, t), e * abs(h)  # type: ignore[attr-defined]
         )  # fmt: skip
@@ -154,7 +157,7 @@ def exponential(order: int = 2) -> Step:
 
     def step(field: "Velocity", x: State, t: Tensor, r: Tensor, h: float) -> State:
         nonlocal before
-        path = field.path  # type: ignore[attr-defined]
+        path = _single(field)
         data, noise = field.x1(x, t), field.noise(x, t)  # type: ignore[attr-defined]
         a_t, s_t, a_r, s_r = (float(value) for value in (path.alpha(t), path.sigma(t), path.alpha(r), path.sigma(r)))
         length = math.log(a_r * s_t / (a_t * s_r)) if min(a_t, s_t, a_r, s_r) > 0 else math.inf
@@ -172,6 +175,13 @@ def exponential(order: int = 2) -> Step:
     step.reset = reset  # type: ignore[attr-defined]
     step.needs_field = True  # type: ignore[attr-defined]
     return step
+
+
+def _single(field: Any) -> Any:
+    """The field's path, where it has one sigma for all of the state."""
+    if isinstance(field.path, Product):
+        raise ValueError("this solver needs one sigma, and a product of paths has one for each part")
+    return field.path
 
 
 METHODS: dict[str, Callable[[], Step]] = {
@@ -235,6 +245,9 @@ def solve(
     draws the noise of stochastic methods and guidance. Raises ``ValueError`` on an unknown method, a grid without
     steps, or guidance that needs steps under an adaptive method; ``FloatingPointError`` when the result is not finite.
     """
+    if torch.is_inference_mode_enabled():  # its tensors count no versions, by which a field knows an evaluation again
+        with torch.inference_mode(False), torch.no_grad():
+            return solve(field, tree_map(torch.clone, x), grid, method, guidance, callback, generator)
     path = getattr(field, "path", None)
     start, stop = (0.0, 1.0) if path is None else (path.start, path.stop)
     grid = time_grid(grid, start, stop)
