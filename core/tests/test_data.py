@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flowcore.data import Batch, Rows, batches, everything, rows_of_step
+from flowcore.data import Batch, Rows, Share, batches, everything, rows_of_step
 from flowcore.seeds import generator
 from flowcore.state import leaves
 
@@ -87,7 +87,7 @@ def test_the_augmentation_differs_between_steps_seeds_and_ranks_and_not_otherwis
     source = Rows(torch.zeros(1, 3), transform=noisy)  # one sample, so only the augmentation can differ
 
     def drawn(seed, rank, start=0):
-        return [batch.x1 for batch in batches(source, 1, start, 4, seed, rank)]
+        return [batch.x1 for batch in batches(source, 2, start, 4, seed, Share(rank, 2))]
 
     several = [*drawn(0, 0), *drawn(1, 0), *drawn(0, 1)]
     assert len(torch.cat(several).unique(dim=0)) == 12

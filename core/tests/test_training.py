@@ -15,7 +15,9 @@ from flowcore.field import Field
 from flowcore.losses import matching_loss
 from flowcore.seeds import generator
 from flowcore.training.ema import averaged
+from flowcore.training.engine import Engine
 from flowcore.training.loop import TrainState, begin, fit, rate
+from flowcore.training.settings import EngineSettings
 from flowcore.training.settings import TrainSettings as Settings
 
 
@@ -27,8 +29,10 @@ def quiet(row):
     pass
 
 
-def train(network, loss, source, settings, seed=0, state=None, **hooks):
-    state = state or begin(network, settings)
+def train(network, loss, source, settings, seed=0, state=None, workers=0, **hooks):
+    engine = Engine(EngineSettings(workers=workers, accelerator="cpu"))
+    state = state or begin(network, settings, engine)
+    hooks["engine"] = engine
     return fit(state, loss, source, settings, seed, hooks.pop("log", quiet), hooks.pop("save", quiet), **hooks)
 
 
@@ -409,14 +413,14 @@ def test_the_network_is_trained_in_training_mode():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_ends_the_run_and_the_steps_are_named(bad):
+def test_a_loss_that_is_not_finite_ends_the_run_and_the_step_is_named(bad):
     settings, rows = Settings(steps=50, batch_size=2, log_every=4), []
     state, source = descent(settings)
 
     def loss(network, batch, g):
         return parabola(network, batch, g) * (bad if state.step == 9 else 1.0)
 
-    with pytest.raises(FlowError, match=r"loss is (nan|inf) between steps 8 and 12.* lower train\.lr"):
+    with pytest.raises(FlowError, match=r"loss is (nan|inf) at step 10: lower train\.lr"):
         train(None, loss, source, settings, state=state, log=rows.append)
     assert [row["step"] for row in rows] == [4, 8]
 
@@ -434,7 +438,7 @@ def test_no_weights_are_saved_that_a_loss_which_is_not_finite_has_spoilt(checkpo
     def loss(network, batch, g):
         return parabola(network, batch, g) * (math.nan if state.step == 12 else 1.0)
 
-    with pytest.raises(FlowError, match=r"(nan|not finite) between steps"):
+    with pytest.raises(FlowError, match=r"(nan|not finite) at step 13"):
         train(None, loss, source, settings, state=state, save=save)
     assert saved[-1][0] == (10 if checkpoint_every == 5 else 12)
     assert all(math.isfinite(w) and math.isfinite(mean) for _, w, mean in saved)

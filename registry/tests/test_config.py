@@ -175,10 +175,16 @@ def test_a_name_is_ambiguous_whichever_key_brings_the_other_plugin(override: str
 def test_every_fault_is_told_at_once_with_its_key_and_origin(tmp_path: Path) -> None:
     text = "train: {batch_size: 0, warmup: many}\nnetwork: {widht: 3, width: 0}\ncolour: red"
     file = write(tmp_path / "my.yaml", text)
-    wrong = ["train.lrr=1", "train.steps=-3", "sample.solver=eulr", "engine.device=tpu", "eval.metrics=[radius, nope]"]
+    wrong = [
+        "train.lrr=1",
+        "train.steps=-3",
+        "sample.solver=eulr",
+        "engine.workers=tpu",
+        "eval.metrics=[radius, nope]",
+    ]
     found = faults("ring", wrong, file=file)
     in_file = ("train.batch_size", "train.warmup", "network.widht", "network.width", "colour")
-    typed = ("train.lrr", "train.steps", "sample.solver", "engine.device", "eval.metrics.1")
+    typed = ("train.lrr", "train.steps", "sample.solver", "engine.workers", "eval.metrics.1")
     expected = [f"{key} ({file})" for key in in_file] + [f"{key} (command line)" for key in typed]
     assert sorted(line.split(":")[0] for line in found) == sorted(expected)
 

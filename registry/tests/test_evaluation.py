@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flowcore.diagnostics import transport
 from flowplat.config import resolve
-from flowplat.evaluation import evaluate
+from flowplat.evaluation import draw, evaluate
 from flowplat.experiment import Experiment
 from flowplat.rundir import RunDir
 
@@ -26,7 +26,10 @@ class Linear(nn.Module):
 
 
 def measure(network: nn.Module, folder: Path, *overrides: str) -> dict:
-    return evaluate(Experiment(resolve("ring", overrides)), network, RunDir(folder))
+    experiment = Experiment(resolve("ring", overrides))
+    drawn = draw(experiment, network)
+    assert drawn is not None
+    return evaluate(experiment, network, drawn, RunDir(folder))
 
 
 def test_straight_paths_have_straightness_0_and_the_cost_of_their_length(ring: Path, tmp_path: Path) -> None:

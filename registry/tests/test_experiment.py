@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from flowcore.data import Batch, everything
-from flowcore.errors import MachineError, PluginError, UsageError
+from flowcore.errors import PluginError, UsageError
 from flowcore.seeds import generator
 from flowplat.config import resolve
-from flowplat.experiment import Experiment, device_of
+from flowplat.experiment import Experiment
 
 
 class Constant(nn.Module):
@@ -152,21 +152,6 @@ def test_guidance_sees_the_condition_and_its_null(ring: Path) -> None:
 def test_nothing_keeps_the_graph(ring: Path) -> None:
     drawn = experiment().sample(Constant(1.0, 1.0), 4, 2, seed=0)
     assert not drawn.x1.requires_grad
-
-
-# machine
-
-
-def test_auto_takes_a_device_that_is_there() -> None:
-    assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert device_of("cpu") == torch.device("cpu")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-@pytest.mark.parametrize("wanted", ["cuda", "cuda:0"])
-def test_a_device_that_is_not_there(wanted: str) -> None:
-    with pytest.raises(MachineError, match=f"engine.device={wanted}: .*engine.device=auto"):
-        device_of(wanted)
 
 
 def test_a_smoke_run_takes_the_tiny_data(ring: Path) -> None:

@@ -35,11 +35,12 @@ def test_the_record_names_versions_data_seed_and_machine(ring: Path) -> None:
 
 
 def test_the_record_is_completed_and_not_changed() -> None:
-    record = {"started": "then", "status": "running"}
+    record = {"started": "then", "status": "running", "sessions": [{"status": "failed"}, {"status": "running"}]}
     ended = provenance.finish(record, "failed", 1)
     assert (ended["status"], ended["exit_code"], ended["started"]) == ("failed", 1, "then")
     assert datetime.fromisoformat(ended["ended"]).tzinfo is not None
-    assert record == {"started": "then", "status": "running"}
+    assert [session["status"] for session in ended["sessions"]] == ["failed", "failed"]
+    assert record["status"] == record["sessions"][-1]["status"] == "running"
 
 
 def test_every_plugin_that_a_config_names_is_on_record(install: Install, ring: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flowcore.errors import InputError, MachineError
-from flowplat.rundir import RunDir, write_json, write_text
+from flowcore.files import write as write_text
+from flowplat.rundir import RunDir, write_json
 
 
 def test_a_run_lies_below_its_plugin_and_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

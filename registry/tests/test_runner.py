@@ -8,7 +8,7 @@ import pytest
 
 import flowplat
 from flowcore.errors import FlowError, InputError, MachineError, UsageError
-from flowcore.training.checkpoints import sha256
+from flowcore.files import sha256
 from flowplat.plain_yaml import parse
 
 
@@ -82,7 +82,7 @@ def test_a_run_that_ends_otherwise_says_so_and_keeps_what_was_saved(
 
 
 def test_a_run_that_diverges_names_the_steps(ring: Path, tmp_path: Path) -> None:
-    with pytest.raises(FlowError, match=r"the loss is (nan|inf) between steps \d+ and \d+: lower train\.lr"):
+    with pytest.raises(FlowError, match=r"the loss is (nan|inf) at step \d+: lower train\.lr"):
         flowplat.run("ring", "train.lr=1e38", "train.clip=null", "train.steps=50", out=tmp_path / "run")
     assert record(tmp_path / "run")["status"] == "failed"
 

@@ -6,9 +6,10 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from flowcore.training.settings import EngineSettings, TrainSettings
 from flowplat.chosen import Chosen
 from flowplat.config import resolve
-from flowplat.settings import CHOICES, DEFAULTS, SMOKE, EngineSettings, RunConfig, SampleSettings
+from flowplat.settings import CHOICES, DEFAULTS, SMOKE, RunConfig, SampleSettings
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
@@ -50,15 +51,26 @@ def test_every_setting_says_what_it_is() -> None:
     assert silent(RunConfig) == []
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:12"])
-def test_devices(device: str) -> None:
-    assert EngineSettings(device=device).device == device  # type: ignore[call-arg]
+@pytest.mark.parametrize("devices", ["auto", 1, 8, [0], [1, 3]])
+def test_devices(devices: Any) -> None:
+    assert EngineSettings(devices=devices).devices == devices
 
 
-@pytest.mark.parametrize("device", ["", "gpu", "cuda:", "cuda:x", "cpu:0", "CPU", "cuda:0 "])
-def test_what_is_no_device(device: str) -> None:
-    with pytest.raises(ValidationError):
-        EngineSettings(device=device)  # type: ignore[call-arg]
+@pytest.mark.parametrize("devices", ["", "all", 0, -1, [], [-1], 1.5])
+def test_what_is_no_device(devices: Any) -> None:
+    with pytest.raises(ValidationError, match="devices"):
+        EngineSettings(devices=devices)
+
+
+def test_settings_that_contradict_each_other() -> None:
+    for wrong, name in (
+        ({"batch_size": 10, "accumulate": 3}, "accumulate"),
+        ({"patience": 3}, "validate_every"),
+    ):
+        with pytest.raises(ValidationError, match=name):
+            TrainSettings(**wrong)
+    with pytest.raises(ValidationError, match="fsdp"):
+        EngineSettings(strategy="fsdp", precision="16-mixed")
 
 
 def test_a_config_does_not_change(ring: Path) -> None:

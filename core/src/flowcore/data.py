@@ -8,7 +8,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,13 +39,21 @@ class Batch:
     def __len__(self) -> int:
         return first_leaf(self.x1).shape[0] if self.samples is None else self.samples
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with ``function`` applied to every tensor."""
+
+        def apply(value: Any) -> Any:
+            return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+        return replace(self, **{f.name: apply(getattr(self, f.name)) for f in fields(self)})
+
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with every tensor on ``device``."""
+        """The same batch with every tensor on ``device``; the copy from pinned memory does not wait."""
+        return self.map(lambda leaf: leaf.to(device, non_blocking=True))
 
-        def move(value: Any) -> Any:
-            return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, value)
-
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+    def pin_memory(self) -> "Batch":
+        """The same batch where a GPU reads it without the processor; a loader calls this."""
+        return self.map(Tensor.pin_memory)
 
 
 class Source(Protocol):
@@ -55,6 +63,18 @@ class Source(Protocol):
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """The samples at ``rows`` (int64, shape (B,)); any augmentation draws from ``generator`` (on the CPU)."""
+
+
+@runtime_checkable
+class Resident(Protocol):
+    """A source that can hold its samples on a GPU, so that no batch is copied there."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that all samples take."""
+
+    def to(self, device: torch.device) -> Source | None:
+        """The same source with its samples on ``device``, or None where it cannot."""
 
 
 Transform = Callable[[Batch, torch.Generator], Batch]
@@ -85,6 +105,20 @@ class Rows:
         batch = Batch(take(self.all.x1), take(self.all.condition), extra=take(self.all.extra))
         return batch if self.transform is None else self.transform(batch, generator)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that all samples take."""
+        sizes: list[int] = []
+        self.all.map(lambda leaf: sizes.append(leaf.nbytes) or leaf)  # type: ignore[func-returns-value]
+        return sum(sizes)
+
+    def to(self, device: torch.device) -> "Rows | None":
+        """See ``Resident``. A transform works on the CPU, where its generator draws."""
+        if self.transform is not None:
+            return None
+        moved = self.all.to(device)
+        return Rows(moved.x1, moved.condition, moved.extra)
+
 
 def everything(source: Source, limit: int | None = None) -> Batch:
     """The first ``limit`` samples of a source (all of them by default) as one batch, augmentation drawn from seed 0."""
@@ -114,38 +148,66 @@ def _epoch(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=generator(seed, "epoch", epoch))
 
 
-class _Steps(Dataset[Batch]):
-    """The batch of each step, as a loader's worker is asked for it."""
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch a process makes: ``rank`` of ``world`` processes, each in ``parts`` parts."""
 
-    def __init__(self, source: Source, batch_size: int, seed: int, rank: int) -> None:
-        self.source, self.batch_size, self.seed, self.rank = source, batch_size, seed, rank
+    rank: int = 0
+    world: int = 1
+    parts: int = 1
 
-    def __getitem__(self, step: int) -> Batch:
-        rows = rows_of_step(len(self.source), self.batch_size, step, self.seed)
-        return self.source.batch(rows, generator(self.seed, "batch", step, self.rank))
+    def of(self, rows: Tensor, part: int) -> Tensor:
+        """The rows of one part. Raises ``ValueError`` where the batch cannot be cut evenly."""
+        if len(rows) % (self.world * self.parts):
+            raise ValueError(f"a batch of {len(rows)} cannot be cut into {self.world} x {self.parts} equal parts")
+        return rows.reshape(self.world, self.parts, -1)[self.rank, part]
+
+
+class _Parts(Dataset[Batch]):
+    """Part p of the batch of step s is item s * parts + p, as a loader's worker is asked for it."""
+
+    def __init__(self, source: Source, batch_size: int, seed: int, share: Share) -> None:
+        self.source, self.batch_size, self.seed, self.share = source, batch_size, seed, share
+
+    def __getitem__(self, item: int) -> Batch:
+        step, part = divmod(item, self.share.parts)
+        rows = self.share.of(rows_of_step(len(self.source), self.batch_size, step, self.seed), part)
+        return self.source.batch(rows, generator(self.seed, "batch", step, self.share.rank, part))
 
 
 def batches(
-    source: Source, batch_size: int, start: int, stop: int, seed: int, rank: int = 0, workers: int = 0
+    source: Source,
+    batch_size: int,
+    start: int,
+    stop: int,
+    seed: int,
+    share: Share = Share(),
+    workers: int = 0,
+    pin: bool = False,
 ) -> Iterator[Batch]:
-    """Batches number ``start`` to ``stop - 1``; each depends on (seed, step, rank) alone.
+    """The parts of batches number ``start`` to ``stop - 1`` that ``share`` names, in order.
 
+    Each depends on (seed, step, rank, part) alone, and the rows of a step are the same however they are shared out.
     With ``workers`` they are made in as many processes, ahead of the steps that use them: worth it where a batch takes
-    long to read, augment or couple. What comes is the same for any number of workers.
+    long to read, augment or couple. What comes is the same for any number of workers. ``pin`` puts it where a GPU
+    reads it without the processor.
     """
-    steps = _Steps(source, batch_size, seed, rank)
+    parts = _Parts(source, batch_size, seed, share)
+    items = range(start * share.parts, stop * share.parts)
     if workers == 0:
-        return (steps[step] for step in range(start, stop))
+        made = (parts[item] for item in items)
+        return (batch.pin_memory() for batch in made) if pin else made
     # forked where that can be: a source may hold functions, which no pickle carries to a spawned process
     context = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     draws = generator(seed, "loader")  # the loader seeds its workers from it; no batch draws from that
     return iter(
         DataLoader(
-            steps,
+            parts,
             batch_size=None,
-            sampler=range(start, stop),
+            sampler=items,
             num_workers=workers,
             generator=draws,
             multiprocessing_context=context,
+            pin_memory=pin,
         )
     )

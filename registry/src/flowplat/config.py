@@ -18,7 +18,7 @@ from flowplat.chosen import Chosen
 from flowplat.components import CORE
 from flowplat.manager import Manager
 from flowplat.plain_yaml import dump, parse
-from flowplat.settings import CHOICES, DEFAULTS, LISTS, SMOKE, RunConfig
+from flowplat.settings import CHOICES, DEFAULTS, LISTS, OBSERVERS, SMOKE, RunConfig
 
 Plain = dict[str, Any]
 
@@ -114,7 +114,11 @@ def resolve(
         except UsageError as error:
             faults.append(str(error))
     layers.add("command line", {"plugin": plugin, "preset": name})
-    return _validate(layers, manager, faults)
+    config = _validate(layers, manager, faults)
+    for observer in config.observers:
+        if observer not in OBSERVERS:
+            manager.load(observer)
+    return config
 
 
 def plain(config: Any) -> Any:

@@ -1,6 +1,6 @@
 """Measuring a trained field: the plugin's metrics at several numbers of solver steps, and the geometry of its paths."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -17,44 +17,61 @@ from flowplat.rundir import RunDir
 Result = dict[str, Any]
 
 
-def evaluate(experiment: Experiment, network: nn.Module, run: RunDir) -> Result:
+@dataclass(frozen=True)
+class Drawn:
+    """What a run is measured on: samples by number of steps, those whose paths are followed, those that are kept."""
+
+    by_steps: dict[int, Batch]
+    paths: Batch
+    kept: Batch
+
+
+def draw(experiment: Experiment, network: nn.Module) -> Drawn | None:
+    """Everything that a run draws after training, over all its processes; None on all but the first."""
+    config = experiment.config
+    sample, seed = config.sample, config.seed
+    by_steps = {n: experiment.sample(network, config.eval.count, n, seed) for n in sorted(set(config.eval.steps))}
+    paths = experiment.sample(network, config.eval.paths, 1, seed)
+    kept = experiment.sample(network, sample.count, sample.steps, seed)
+    return None if kept is None else Drawn(by_steps, paths, kept)  # type: ignore[arg-type]
+
+
+def evaluate(experiment: Experiment, network: nn.Module, drawn: Drawn, run: RunDir) -> Result:
     """All figures of a run, as JSON-ready data:
 
     ``{"count", "seed", "by_steps": [{"steps", "nfe", "figures": {name: figure}}], "paths": {name: figure}}``
     """
-    settings, seed = experiment.config.eval, experiment.config.seed
-    run.eval.mkdir(parents=True, exist_ok=True)
-    measured = Measured(experiment.data, run.eval, seed, experiment.device)
-    rows: list[Result] = []
-    with progress("evaluate", len(settings.steps) * max(1, len(settings.metrics))) as bar:
-        for steps in sorted(set(settings.steps)):
-            samples = experiment.sample(network, settings.count, steps, seed)
-            figures: dict[str, Figure] = {}
-            for metric in settings.metrics:
-                found = metric.component.load()(samples, measured, **keywords(metric.options))
-                if both := sorted(set(found) & set(figures)):
-                    raise PluginError(f"{metric.component} and another metric both return a figure {both[0]!r}")
-                figures |= found
-                bar.update()
-            rows.append(
-                {
-                    "steps": steps,
-                    "nfe": samples.extra["calls"],
-                    "figures": {name: asdict(figure) for name, figure in figures.items()},
-                }
-            )
+    settings = experiment.config.eval
+    with progress("evaluate", len(drawn.by_steps) * len(settings.metrics)) as bar:
+        rows = [_measured(experiment, samples, steps, run, bar) for steps, samples in drawn.by_steps.items()]
     return {
         "count": settings.count,
-        "seed": seed,
+        "seed": experiment.config.seed,
         "by_steps": rows,
-        "paths": {name: asdict(figure) for name, figure in _paths(experiment, network).items()},
+        "paths": {name: asdict(figure) for name, figure in _paths(experiment, network, drawn.paths).items()},
     }
 
 
-def _paths(experiment: Experiment, network: nn.Module) -> dict[str, Figure]:
+def _measured(experiment: Experiment, samples: Batch, steps: int, run: RunDir, bar: Any) -> Result:
+    run.eval.mkdir(parents=True, exist_ok=True)
+    measured = Measured(experiment.data, run.eval, experiment.config.seed, experiment.device)
+    figures: dict[str, Figure] = {}
+    for metric in experiment.config.eval.metrics:
+        found = metric.component.load()(samples, measured, **keywords(metric.options))
+        if both := sorted(set(found) & set(figures)):
+            raise PluginError(f"{metric.component} and another metric both return a figure {both[0]!r}")
+        figures |= found
+        bar.update()
+    return {
+        "steps": steps,
+        "nfe": samples.extra["calls"],
+        "figures": {name: asdict(figure) for name, figure in figures.items()},
+    }
+
+
+def _paths(experiment: Experiment, network: nn.Module, drawn: Batch) -> dict[str, Figure]:
     """Transport cost and straightness over 100 Euler steps, each divided by the dimension of a sample."""
-    settings, seed = experiment.config.eval, experiment.config.seed
-    chunk: Batch = experiment.sample(network, settings.paths, 1, seed).to(experiment.device)
+    chunk = drawn.to(experiment.device)
     network.eval()
     found = transport(experiment.field(network, chunk.condition), experiment.path.initial(chunk.x0), 100)
     d = found.dimension

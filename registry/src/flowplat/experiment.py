@@ -1,6 +1,7 @@
 """A config made into objects: the data, the network, the field, what is minimised and how samples are drawn."""
 
-from collections.abc import Iterator
+import math
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -8,39 +9,33 @@ import torch
 from torch import Tensor, nn
 
 from flowcore.couplings import Coupled, Pairs
-from flowcore.data import Batch, Source
-from flowcore.errors import MachineError, PluginError, UsageError
+from flowcore.data import Batch, Share, Source, batches
+from flowcore.errors import PluginError, UsageError
 from flowcore.field import Field
 from flowcore.losses import matching_loss
 from flowcore.plugin.contracts import Data, Leaf, Spec
 from flowcore.seeds import derive, generator
 from flowcore.solvers import solve
 from flowcore.state import State, tree_map
+from flowcore.training.engine import Engine
+from flowplat.progress import progress
 from flowplat.settings import RunConfig
-
-
-def device_of(wanted: str) -> torch.device:
-    """The torch device for ``engine.device``. Raises ``MachineError`` when the machine has none such."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if not present[wanted.partition(":")[0]]:
-        raise MachineError(f"engine.device={wanted}: this machine has no such device; engine.device=auto takes what is")
-    return torch.device(wanted)
 
 
 class Experiment:
     """The parts of one run; everything is built when it is first asked for."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, facts: Any = None) -> None:
         self.config = config
-        self.device = device_of(config.engine.device)
-        if config.engine.threads is not None:
-            torch.set_num_threads(config.engine.threads)
+        self.facts = facts  # of the data set, where its files may not be there; see ``contracts.Portable``
+        self.engine = Engine(config.engine)
+        self.device = self.engine.device
 
     @cached_property
     def data(self) -> Data:
-        """The data set; its tiny version in a smoke run."""
+        """The data set; its tiny version in a smoke run, unless it is known by its facts."""
+        if self.facts is not None:
+            return self.config.data.build(self.facts)  # type: ignore[no-any-return]
         data: Data = self.config.data.build()
         return data.tiny() if self.config.smoke else data
 
@@ -62,7 +57,14 @@ class Experiment:
     def source(self) -> Source:
         """What is trained on. Every coupling but the independent one is made with the batch, where a loader's worker
         hides it behind the step; independent noise is drawn on the device by ``loss``."""
-        source = self.data.train()
+        return self._coupled(self.data.train())
+
+    @cached_property
+    def held_out(self) -> Source:
+        """What is validated on, paired in the same way."""
+        return self._coupled(self.data.val())
+
+    def _coupled(self, source: Source) -> Source:
         if self.config.coupling.component.full_name == "core/independent":
             return source
         return Coupled(source, self.path.draw_source, self.config.coupling.build())
@@ -99,6 +101,20 @@ class Experiment:
             field = field.with_condition(keep)
         return matching_loss(field, pairs, t.float(), metric, batch.index, times.weights(t))
 
+    @torch.no_grad()
+    def validate(self, network: nn.Module) -> float:
+        """The mean matching loss of held-out samples, under the same draws each time, over all processes."""
+        network.eval()
+        engine, settings, seed = self.engine, self.config.train, derive(self.config.seed, "validate")
+        count = min(len(self.held_out), settings.validate_samples)
+        size = min(settings.batch_size, count) // engine.world * engine.world or engine.world
+        share, total = Share(engine.rank, engine.world), torch.zeros((), device=self.device)
+        steps = max(1, count // size)
+        for step, batch in enumerate(batches(self.held_out, size, 0, steps, seed, share)):
+            draws = generator(seed, "loss", step, engine.rank, device=self.device)
+            total += self.loss(network, batch.to(self.device), draws).mean()
+        return engine.mean(total / steps).item()
+
     def rehearse(self, network: nn.Module) -> None:
         """Draw one sample in one step and compute one loss, for the faults that would show only after training.
 
@@ -107,7 +123,7 @@ class Experiment:
         rows = torch.arange(min(2, len(self.source)))
         try:
             batch = self.source.batch(rows, generator(0, "rehearse")).to(self.device)
-            next(self.draw(network, 1, 1, 0))
+            self.chunk(network, 0, 1, 1, 0)
             with torch.no_grad():
                 self.loss(network, batch, generator(0, "rehearse", device=self.device))
         except ValueError as error:
@@ -122,44 +138,48 @@ class Experiment:
             ) from error
 
     @torch.no_grad()
-    def draw(
-        self, network: nn.Module, count: int, steps: int, seed: int, condition: str | None = None
-    ) -> Iterator[Batch]:
-        """``count`` samples, in chunks of ``sample.batch_size``.
+    def chunk(
+        self, network: nn.Module, number: int, count: int, steps: int, seed: int, condition: str | None = None
+    ) -> Batch:
+        """Samples ``number * sample.batch_size`` and on of ``count``, as many as a chunk holds.
 
-        Chunk k depends on (seed, k) alone and is always drawn whole, so a sample is the same however many are asked
-        for. Each chunk's ``x0`` is the noise it came from, and ``extra["calls"]`` the network evaluations it took.
+        A chunk depends on (seed, number) alone and is always drawn whole, so a sample is the same however many are
+        asked for, and whichever process draws it. ``x0`` is the noise it came from, and ``extra["calls"]`` the network
+        evaluations it took.
         """
         network.eval()
         settings = self.config.sample
         conditions = self.data.condition(count, condition if condition is not None else settings.condition)
         size = settings.batch_size
-        for number, first in enumerate(range(0, count, size)):
-            kept = min(size, count - first)
-            like = _empty(self.spec.state, size, self.device)
-            x0 = self.path.draw_source(like, generator(seed, "sample", number, device=self.device))
-            mine = None
-            if conditions is not None:
-                rows = torch.arange(first, first + size).clamp(max=count - 1)
-                mine = tree_map(lambda c, rows=rows: c[rows].to(self.device), conditions)
-            field = self.field(network, mine)
-            guidance = [choice.build(self.spec) for choice in settings.guidance]
-            noise = generator(seed, "solve", number, device=self.device)
-            x1 = solve(field, self.path.initial(x0), steps, settings.solver.build(), guidance, generator=noise)
+        first = number * size
+        like = _empty(self.spec.state, size, self.device)
+        x0 = self.path.draw_source(like, generator(seed, "sample", number, device=self.device))
+        mine = None
+        if conditions is not None:
+            rows = torch.arange(first, first + size).clamp(max=count - 1)
+            mine = tree_map(lambda c: c[rows].to(self.device), conditions)
+        field = self.field(network, mine)
+        guidance = [choice.build(self.spec) for choice in settings.guidance]
+        noise = generator(seed, "solve", number, device=self.device)
+        x1 = solve(field, self.path.initial(x0), steps, settings.solver.build(), guidance, generator=noise)
+        drawn = Batch(x1, mine, x0=x0).map(lambda leaf: leaf[: count - first].cpu())
+        return replace(drawn, extra={"calls": field.calls})
 
-            def cut(leaf: Tensor, kept: int = kept) -> Tensor:
-                return leaf[:kept].cpu()
-
-            yield Batch(
-                tree_map(cut, x1),
-                None if mine is None else tree_map(cut, mine),
-                x0=tree_map(cut, x0),
-                extra={"calls": field.calls},
-            )
-
-    def sample(self, network: nn.Module, count: int, steps: int, seed: int, condition: str | None = None) -> Batch:
-        """All chunks of ``draw`` as one batch."""
-        chunks = list(self.draw(network, count, steps, seed, condition))
+    def sample(
+        self, network: nn.Module, count: int, steps: int, seed: int, condition: str | None = None
+    ) -> Batch | None:
+        """``count`` samples as one batch on the first process, None on the others; each draws its share of chunks."""
+        numbers = range(self.engine.rank, math.ceil(count / self.config.sample.batch_size), self.engine.world)
+        mine = []
+        with progress(f"sample in {steps} steps", len(numbers), "chunk", shown=self.engine.rank == 0) as bar:
+            for number in numbers:
+                mine.append(self.chunk(network, number, count, steps, seed, condition))
+                bar.update()
+        shares = self.engine.gather(mine)
+        if shares is None:
+            return None
+        longest = max(map(len, shares))
+        chunks = [share[place] for place in range(longest) for share in shares if place < len(share)]
 
         def join(*parts: Tensor) -> Tensor:
             return torch.cat(parts)

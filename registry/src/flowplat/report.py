@@ -6,8 +6,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from flowcore import files
 from flowplat.config import to_yaml
-from flowplat.rundir import RunDir, write_text
+from flowplat.rundir import RunDir
 from flowplat.settings import RunConfig
 
 
@@ -35,7 +36,7 @@ def write_report(
         loss=_inline(_loss_curve(run.rows()), "image/svg+xml"),
         steps=_inline(_by_steps(figures), "image/svg+xml"),
     )
-    write_text(run.report, page)
+    files.write(run.report, page)
 
 
 def number(value: float | None) -> str:
@@ -58,8 +59,12 @@ def _inline(content: bytes, kind: str) -> str:
 
 
 def _loss_curve(rows: list[dict[str, Any]]) -> bytes:
-    figure, axes = _axes("step", "training loss")
-    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], color="#2b6cb0", linewidth=1.2)
+    """The training loss, and the validation loss where there is one."""
+    figure, axes = _axes("step", "loss")
+    for key, name, style in (("loss", "training", "-"), ("val_loss", "validation", "o-")):
+        if points := [(row["step"], row[key]) for row in rows if row.get(key) is not None]:
+            axes.plot(*zip(*points, strict=True), style, linewidth=1.2, markersize=3, label=name)
+    axes.legend(frameon=False)
     return _svg(figure)
 
 

@@ -11,6 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from flowcore import files
 from flowcore.errors import InputError, MachineError
 
 log = logging.getLogger("flowplat")
@@ -30,12 +33,13 @@ class RunDir:
         self.eval = folder / "eval"
         self.figures = self.eval / "metrics.json"
         self.report = folder / "report.html"
+        self.lock = folder / ".lock"
 
     @staticmethod
     def refuse_used(out: Path | None) -> None:
         """Raise ``InputError`` when ``out`` holds something already."""
         if out is not None and out.is_dir() and any(out.iterdir()):
-            raise InputError(f"{out} is not empty; name a new folder with --out, or leave --out away")
+            raise InputError(f"{out} is not empty; name a new folder with --out, or go on with its run by --resume")
 
     @classmethod
     def create(cls, plugin: str, preset: str, out: Path | None) -> "RunDir":
@@ -44,10 +48,8 @@ class RunDir:
         stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         folder = out if out is not None else Path("runs") / plugin / preset / stamp
         cls.refuse_used(out)
-        try:
+        with files.refusals(f"the run folder {folder} cannot be made"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MachineError(f"the run folder {folder} cannot be made: {error}") from error
         return cls(folder)
 
     @classmethod
@@ -56,6 +58,38 @@ class RunDir:
         if not (folder / "config.yaml").is_file():
             raise InputError(f"{folder} is no run folder: it has no config.yaml")
         return cls(folder)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process trains in the folder while this lasts; what a killed one left half-written is removed.
+
+        The system lets go of the lock however the process ends. Raises ``MachineError`` where another holds it.
+        """
+        lock = FileLock(self.lock, timeout=0)
+        try:
+            with files.refusals(f"the run folder {self.folder} cannot be written"):
+                lock.acquire()
+        except Timeout:
+            raise MachineError(f"{self.folder} is in use: another process trains in it{self._holder()}") from None
+        try:
+            for folder in (self.folder, self.eval, self.checkpoints):
+                files.tidy(folder)
+            yield
+        finally:
+            self.lock.unlink(missing_ok=True)  # before it is let go: afterwards it might be another's
+            lock.release()
+
+    def _holder(self) -> str:
+        session = (self.record().get("sessions") or [{}])[-1]
+        return f", number {session['pid']} on {session['host']}" if {"pid", "host"} <= set(session) else ""
+
+    def record(self) -> dict[str, Any]:
+        """provenance.json, or an empty record where it is missing or damaged."""
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(self.provenance.read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return found
+        return {}
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
@@ -67,15 +101,22 @@ class RunDir:
         if not self.metrics.exists():
             return []
         found = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # a crash may have cut the last one off
-                found.append(json.loads(line))
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    found.append(row)
         return found
+
+    def rewind(self, step: int) -> None:
+        """Forget the rows after ``step``: a run that goes on from there makes them again."""
+        rows = [row for row in self.rows() if row.get("step", 0) <= step]
+        files.write(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     @contextmanager
     def logging(self) -> Iterator[None]:
         """Send the ``flowplat`` log to log.txt while the run lasts."""
-        handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler = _Quiet(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         level = log.level
         log.addHandler(handler)
@@ -85,12 +126,20 @@ class RunDir:
         finally:
             log.removeHandler(handler)
             log.setLevel(level)
-            handler.close()
+            with contextlib.suppress(OSError):
+                handler.close()
+
+
+class _Quiet(logging.FileHandler):
+    """A log that a full disk cuts off ends the log, and not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write ``data`` as JSON, whole or not at all."""
-    write_text(path, to_json(data) + "\n")
+    files.write(path, to_json(data) + "\n")
 
 
 def to_json(data: Any) -> str:
@@ -105,11 +154,3 @@ def _finite(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

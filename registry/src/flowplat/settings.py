@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowcore.prediction import Prediction
-from flowcore.training.settings import TrainSettings
+from flowcore.training.settings import EngineSettings, TrainSettings
 from flowplat.chosen import Chosen
 
 
@@ -41,14 +41,6 @@ class EvalSettings(Settings):
     paths: int = Field(512, ge=2, description="paths followed for transport cost and straightness")
 
 
-class EngineSettings(Settings):
-    """Where it runs."""
-
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
-    workers: int = Field(0, ge=0, description="processes that make batches ahead; they change no result")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null for torch's own choice")
-
-
 class RunConfig(Settings):
     """One complete run."""
 
@@ -63,10 +55,13 @@ class RunConfig(Settings):
     times: Chosen = Field(description="the distribution of training times")
     loss: Chosen = Field(description="the loss metric")
     predicts: Prediction = Field("velocity", description="what the network's output means")
-    train: TrainSettings = Field(default_factory=TrainSettings)  # type: ignore[arg-type]
+    train: TrainSettings = Field(default_factory=TrainSettings)
     sample: SampleSettings
     eval: EvalSettings
-    engine: EngineSettings = Field(default_factory=EngineSettings)  # type: ignore[arg-type]
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+    observers: list[str] = Field(
+        default_factory=list, description="plugins that watch the run, such as a logger; tensorboard is built in"
+    )
 
 
 CHOICES = {
@@ -84,6 +79,15 @@ CHOICES = {
 
 LISTS = {"sample.guidance", "eval.metrics"}
 """Those of ``CHOICES`` that are lists."""
+
+FREE = (
+    "preset", "engine", "sample", "eval", "observers", "train.log_every", "train.checkpoint_every", "train.keep",
+    "train.keep_best", "train.validate_every", "train.validate_samples", "train.patience",
+)  # fmt: skip
+"""Keys that may change when a run goes on; all others decide what is trained."""
+
+OBSERVERS = {"tensorboard": "flowplat.tensorboard"}
+"""Observers that no plugin has to bring, and their modules."""
 
 DEFAULTS = {
     "path": "linear",

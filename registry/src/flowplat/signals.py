@@ -2,10 +2,13 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
+
+AT_ONCE = 5.0  # seconds in which a second signal means that saving is not wanted either
 
 
 class Terminated(KeyboardInterrupt):
@@ -29,14 +32,17 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def noted() -> Iterator[list[type[KeyboardInterrupt]]]:
-    """The list gets what the signal should raise; a second signal is raised at once."""
-    came: list[type[KeyboardInterrupt]] = []
+def noted() -> Iterator[list[int]]:
+    """The list gets the number of each signal that comes; one within ``AT_ONCE`` of the last is raised at once."""
+    came: list[int] = []
+    last = -AT_ONCE
 
     def note(number: int, frame: FrameType | None) -> None:
-        if came:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before < AT_ONCE:
             raise KINDS[number]
-        came.append(KINDS[number])
+        came.append(number)
 
     with _handled(note):
         yield came

@@ -8,9 +8,16 @@ below; without it the component is a function whose keyword parameters are its o
 couplings, times and solvers are.
 """
 
-from typing import Protocol
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flowcore.plugin import hookspec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flowcore.plugin.contracts import Watched
 
 
 class Register(Protocol):
@@ -69,3 +76,26 @@ def register_solvers(register: Register) -> None:
 @hookspec
 def register_presets(register: Register) -> None:
     """Presets: ``"package:path/in/package.yaml"``, a complete config; ``default=True`` marks the one `run` takes."""
+
+
+@hookspec
+def run_started(run: Watched) -> None:
+    """Observers of a run, this hook and the next three, are the run's own plugin and those that the config names under
+    ``observers``. They are called in the first process. One that raises is named once and dropped; the run goes on.
+    This one is called when training begins, or goes on."""
+
+
+@hookspec
+def after_step(run: Watched, step: int, row: dict[str, Any] | None) -> None:
+    """Called after every optimiser step; ``row`` is what that step adds to metrics.jsonl, or None."""
+
+
+@hookspec
+def checkpoint_saved(run: Watched, step: int, folder: Path) -> None:
+    """Called when the checkpoint in ``folder`` is on the disk."""
+
+
+@hookspec
+def run_finished(run: Watched, status: str, figures: dict[str, Any] | None) -> None:
+    """Called when the run ends: ``status`` is done, failed or interrupted, ``figures`` as in eval/metrics.json, or None
+    where it did not come so far."""

@@ -1,19 +1,20 @@
-"""The training loop: one function, every random draw seeded by (seed, step)."""
+"""The training loop: one function for one process and for many, every random draw seeded by (seed, step, rank)."""
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from flowcore.data import Batch, Source, batches
-from flowcore.errors import FlowError
+from flowcore.data import Batch, Resident, Share, Source, batches
+from flowcore.errors import FlowError, UsageError
 from flowcore.seeds import derive, generator
 from flowcore.training.ema import averaged
+from flowcore.training.engine import Engine
 from flowcore.training.settings import TrainSettings
 
 Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]
@@ -22,20 +23,38 @@ Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]
 
 @dataclass
 class TrainState:
-    """All that a run is at one step; a checkpoint stores exactly this."""
+    """All that a run is at one step; a checkpoint stores exactly this.
+
+    ``network`` is the network as it was built, ``module`` what the loop calls: the same weights with what precision,
+    compiler and the other processes ask for around them.
+    """
 
     network: nn.Module
     ema: AveragedModel
-    optimizer: torch.optim.Optimizer
+    optimizer: Any
     step: int = 0
+    losses: list[float] = field(default_factory=list)  # of the steps since the last row of the log
+    score: float | None = None  # the validation loss of this step, where it was measured
+    best: float = math.inf  # the lowest so far
+    stale: int = 0  # validations since
+    module: Any = None
 
 
-def begin(network: nn.Module, settings: TrainSettings) -> TrainState:
-    """A state at step 0."""
+def begin(network: nn.Module, settings: TrainSettings, engine: Engine | None = None) -> TrainState:
+    """A state at step 0, on the engine's device."""
+    engine = engine or Engine()
+    engine.launch()
+    mean = averaged(network, settings.ema)
+    mean.module.to(engine.device)
+    called = torch.compile(network) if engine.settings.compile else network
+    module = engine.fabric.setup_module(called)  # type: ignore[arg-type]
+    if engine.sharded:  # the average is sharded as the weights are
+        mean.module = engine.fabric.setup_module(mean.module)
     parameters = list(network.parameters())
-    fused = all(p.is_floating_point() for p in parameters)  # torch has no fused step for complex weights
+    # torch has no fused step for complex weights, and a fused one hides the gradients that a scaler unscales to clip
+    fused = all(p.is_floating_point() for p in parameters) and engine.settings.precision != "16-mixed"
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
-    return TrainState(network, averaged(network, settings.ema), optimizer)
+    return TrainState(network, mean, engine.fabric.setup_optimizers(optimizer), module=module)
 
 
 def rate(settings: TrainSettings, step: int) -> float:
@@ -44,7 +63,8 @@ def rate(settings: TrainSettings, step: int) -> float:
     if settings.schedule == "constant":
         return settings.lr * warm
     done = max(0.0, (step - settings.warmup) / max(1, settings.steps - settings.warmup))
-    return settings.lr * warm * 0.5 * (1 + math.cos(math.pi * done))
+    fall = 0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1 - done
+    return settings.lr * warm * fall
 
 
 def fit(
@@ -55,58 +75,130 @@ def fit(
     seed: int,
     log: Callable[[dict[str, Any]], None],
     save: Callable[[TrainState], None],
-    after_step: Callable[[int], None] = lambda step: None,
-    workers: int = 0,
+    after_step: Callable[[int], BaseException | None] = lambda step: None,
+    validate: Callable[[nn.Module], float] | None = None,
+    engine: Engine | None = None,
 ) -> TrainState:
-    """Train from ``state.step`` to ``settings.steps``.
+    """Train from ``state.step`` to ``settings.steps``, or until ``patience`` is at its end.
 
     ``log`` gets a row every ``log_every`` steps: the mean loss since the last row, the gradient norm before clipping,
-    the learning rate, samples a second. ``save`` is called every ``checkpoint_every`` steps and at the end. ``workers``
-    processes make batches ahead and change nothing else. Raises ``FlowError`` naming the steps when the loss or a
-    weight is no longer finite; what was saved before stays.
+    the learning rate, samples a second; and the validation loss where it was measured. ``save`` is called every
+    ``checkpoint_every`` steps, at the end, and when ``validate`` finds its lowest value. An exception that
+    ``after_step`` returns is raised when the state has been saved. Raises ``FlowError`` naming the step when a loss or
+    a weight is no longer finite; what was saved before stays.
     """
-    device = next(state.network.parameters()).device
+    engine = engine or Engine()
+    fabric, device, parts = engine.fabric, engine.device, settings.accumulate
     parameters = [p for p in state.network.parameters() if p.requires_grad]
-    total, norm = torch.zeros((), device=device), torch.zeros((), device=device)
-    since, clock = state.step, time.perf_counter()
-    state.network.train()
-    for batch in batches(source, settings.batch_size, state.step, settings.steps, seed, workers=workers):
+    count, since, saved, clock = len(state.losses), state.step, -1, time.perf_counter()
+    recent = torch.zeros(count + settings.log_every, device=device)  # the losses since the last row
+    recent[:count] = torch.tensor(state.losses)
+
+    def unsaid() -> list[float]:
+        """The losses since the last row. Raises where one is not finite: what is kept must be fit to go on from."""
+        losses: list[float] = engine.mean(recent[:count].clone()).tolist()
+        for place, value in enumerate(losses, 1):
+            if not math.isfinite(value):
+                raise _diverged(f"the loss is {value}", state.step - count + place)
+        return losses
+
+    def keep() -> None:
+        state.losses = unsaid()
+        if not _finite(parameters, engine):
+            raise _diverged("a weight is not finite", state.step)
+        save(state)
+
+    if state.module is None:
+        state.module = fabric.setup_module(state.network)
+    stream = _stream(source, state, settings, seed, engine)
+    state.module.train()
+    while state.step < settings.steps and not (settings.patience and state.stale >= settings.patience):
         step = state.step
-        torch.manual_seed(derive(seed, "network", step))  # dropout draws from the global generator
-        value = loss(state.network, batch.to(device), generator(seed, "loss", step, device=device)).mean()
+        torch.manual_seed(derive(seed, "network", step, engine.rank))  # dropout draws from the global generator
         state.optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf)
+        total: Tensor | None = None
+        for part in range(parts):
+            batch = next(stream).to(device)
+            draws = generator(seed, "loss", step, engine.rank, part, device=device)
+            with fabric.no_backward_sync(state.module, enabled=part < parts - 1):
+                value = loss(state.module, batch, draws).mean()
+                fabric.backward(value if parts == 1 else value / parts)
+            total = value.detach() if total is None else total + value.detach()
+        recent[count] = total if parts == 1 else total / parts  # type: ignore[assignment, operator]
+        count += 1
+        norm = _clip(state, settings, fabric)
         for group in state.optimizer.param_groups:
             group["lr"] = rate(settings, step)
         state.optimizer.step()
         torch.autograd.graph.increment_version(parameters)  # a fused step does not; a Field knows new weights by it
         state.ema.update_parameters(state.network)
-        total += value.detach()
         state.step += 1
-        if state.step % settings.log_every == 0 or state.step == settings.steps:
-            count, now = state.step - since, time.perf_counter()
-            mean = total.item() / count
-            if not math.isfinite(mean):
-                raise _diverged(f"the loss is {mean}", since, state.step)
-            speed = count * settings.batch_size / (now - clock)
-            log({"step": state.step, "loss": mean, "grad_norm": norm.item(), "lr": rate(settings, step),
-                 "samples_per_s": round(speed, 1)})  # fmt: skip
-            total.zero_()
-            since, clock = state.step, now
-        if state.step % settings.checkpoint_every == 0 or state.step == settings.steps:
-            # what is saved must be something a run can go on from
-            if not math.isfinite(total.item()):
-                raise _diverged(f"the loss is {total.item()}", since, state.step)
-            if not all(bool(p.isfinite().all()) for p in parameters):
-                raise _diverged("a weight is not finite", since, state.step)
-            save(state)
-        after_step(state.step)
+        over, row, pause = state.step == settings.steps, {}, time.perf_counter()
+        state.score = None
+        if state.step % settings.log_every == 0 or over:
+            losses = unsaid()
+            speed = (state.step - since) * settings.batch_size / (pause - clock)
+            row = {"loss": math.fsum(losses) / len(losses), "grad_norm": float(norm), "lr": rate(settings, step),
+                   "samples_per_s": round(speed, 1)}  # fmt: skip
+            since, count = state.step, 0
+            clock = pause = time.perf_counter()
+        if validate is not None and settings.validate_every and (state.step % settings.validate_every == 0 or over):
+            state.score = row["val_loss"] = validate(state.ema.module)
+            state.module.train()
+            improved = state.score < state.best
+            state.best, state.stale = min(state.score, state.best), 0 if improved else state.stale + 1
+        if row:
+            log({"step": state.step} | row)
+        if state.step % settings.checkpoint_every == 0 or over or (state.score is not None and state.stale == 0):
+            keep()
+            saved = state.step
+        clock += time.perf_counter() - pause  # the speed is that of training alone
+        if (ending := after_step(state.step)) is not None:
+            if saved < state.step:
+                keep()
+            raise ending
     return state
 
 
-def _diverged(what: str, since: int, step: int) -> FlowError:
+def _stream(source: Source, state: TrainState, settings: TrainSettings, seed: int, engine: Engine) -> Iterator[Batch]:
+    """The batches that are still to come, as near to the device as they can be had."""
+    share = Share(engine.rank, engine.world, settings.accumulate)
+    if settings.batch_size % (share.world * share.parts):
+        parts = f"{share.world} processes" + (f" in {share.parts} parts each" if share.parts > 1 else "")
+        raise UsageError(f"train.batch_size={settings.batch_size} cannot be shared evenly by {parts}")
+    workers, pin = engine.settings.workers, engine.device.type == "cuda"
+    if held := _resident(source, engine):
+        source, workers, pin = held, 0, False
+    return batches(source, settings.batch_size, state.step, settings.steps, seed, share, workers, pin)
+
+
+def _resident(source: Source, engine: Engine) -> Source | None:
+    """The source with its samples on the GPU, where that is wanted and possible."""
+    wanted = engine.settings.resident
+    if engine.device.type != "cuda" or wanted is False or not isinstance(source, Resident):
+        return None
+    if wanted is None and source.nbytes > torch.cuda.mem_get_info(engine.device)[0] // 4:
+        return None
+    return source.to(engine.device)
+
+
+def _finite(parameters: list[nn.Parameter], engine: Engine) -> bool:
+    local = [p.to_local() if hasattr(p, "to_local") else p for p in parameters]
+    strange = torch.stack([~p.isfinite().all() for p in local]).any().float()
+    return not engine.mean(strange).item()
+
+
+def _clip(state: TrainState, settings: TrainSettings, fabric: Any) -> Tensor:
+    """Clip the gradients as set; their norm before."""
+    limit = math.inf if settings.clip is None or settings.clip_by == "value" else settings.clip
+    # a scaler skips a step whose gradients are not finite; elsewhere the loss or the weights tell
+    norm: Tensor = fabric.clip_gradients(state.module, state.optimizer, max_norm=limit, error_if_nonfinite=False)
+    if settings.clip is not None and settings.clip_by == "value":
+        fabric.clip_gradients(state.module, state.optimizer, clip_val=settings.clip)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def _diverged(what: str, step: int) -> FlowError:
     return FlowError(
-        f"{what} between steps {since} and {step}: lower train.lr or train.clip, "
-        "or look at the data for values that are not finite"
+        f"{what} at step {step}: lower train.lr or train.clip, or look at the data for values that are not finite"
     )

@@ -16,19 +16,32 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="The run folder; a new one under runs/ if not given."
 )
+@click.option(
+    "--resume", metavar="RUN|last", help="Go on with a run: its folder, its id, or last; --out DIR --resume last goes "
+    "on with the run in DIR, or begins it there.",
+)  # fmt: skip
+@click.option("--emit-sbatch", is_flag=True, help="Print a batch script for SLURM that does this run, and do nothing.")
 @click.option("--dry-run", is_flag=True, help="Check the config, the data and the network, and train nothing.")
 @as_json()
 def command(
     plugin: str, overrides: tuple[str, ...], preset: str | None, file: str | None, smoke: bool, out: Path | None,
-    dry_run: bool, as_json: bool,
+    resume: str | None, emit_sbatch: bool, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """PLUGIN is an installed plugin, KEY=VALUE a setting such as train.steps=500.
 
     The run folder holds the config, checkpoints, samples, figures and report.html.
     """
     from flowplat.config import resolve
+    from flowplat.resume import begun
 
-    config = resolve(plugin, overrides, preset, file, smoke)  # before torch is imported: a typo is told at once
+    going_on = None if resume is None else begun(plugin, resume, out)
+    source = file if going_on is None or file or preset else going_on / "config.yaml"
+    config = resolve(plugin, overrides, preset, source, smoke)  # before torch is imported: a typo is told at once
+    if emit_sbatch:
+        from flowplat.sbatch import script
+
+        click.echo(script(config, overrides, preset, file, smoke, out or going_on), nl=False)
+        return
     from flowplat.experiment import Experiment
     from flowplat.runner import execute
 
@@ -41,7 +54,9 @@ def command(
             click.echo(f"{key:12}{value}")
         return
     with results_only():
-        finished = execute(config, out)
+        finished = execute(config, going_on or out, going_on is not None)
+    if not finished.first:
+        return
     if as_json:
         echo_json({"folder": str(finished.folder), "figures": finished.figures})
         return

@@ -1,0 +1,196 @@
+"""Where a run computes: its device, its precision, its processes and how they speak. Thin over Lightning Fabric.
+
+One process on one device, several on one machine, several machines under torchrun or SLURM: the same code. Rows of a
+batch, chunks of samples and shards of pairs are dealt out by ``rank`` of ``world``; what must be done once is done by
+the first process, ``first(work)``.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+
+from flowcore.errors import MachineError, UsageError
+from flowcore.training.settings import EngineSettings
+
+T = TypeVar("T")
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # a line for each process is no news
+LARGE = 1_000_000  # parameters of a block that fsdp shards by itself
+
+
+class Engine:
+    """``Engine(settings)`` chooses the device; ``launch()`` starts the other processes, or joins those that run.
+
+    Raises ``MachineError`` where the machine has not what the settings ask for.
+    """
+
+    def __init__(self, settings: EngineSettings | None = None) -> None:
+        self.settings = settings = settings or EngineSettings()
+        accelerator, present = _accelerator(settings)
+        devices, nodes, environment = _place(settings)
+        wanted = devices if isinstance(devices, int) else len(devices) if isinstance(devices, list) else present
+        if accelerator == "cuda" and (max(devices, default=0) if isinstance(devices, list) else wanted - 1) >= present:
+            raise MachineError(f"engine.devices={devices}: this machine has {present} of them; engine.devices=auto")
+        if isinstance(devices, list) and accelerator != "cuda":
+            raise UsageError(f"engine.devices={devices} names GPUs, and this is accelerator {accelerator}")
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        several = wanted * nodes > 1
+        self.sharded = several and settings.strategy == "fsdp"
+        self.fabric = Fabric(
+            accelerator=accelerator,
+            devices=wanted if devices == "auto" else devices,
+            num_nodes=nodes,
+            strategy=self._strategy(wanted * nodes) if several else "auto",
+            plugins=[_precision(settings.precision, accelerator), *([environment] if several else [])],
+        )
+        self.device = self.fabric.device
+        self._group: Any = None  # of the processors, beside the GPUs' own: what is said there waits for no kernel
+        self._said: tuple[Any, Tensor] | None = None
+
+    def _strategy(self, world: int) -> Any:
+        timeout = timedelta(seconds=self.settings.timeout)
+        if self.settings.strategy == "fsdp":
+            return ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1, timeout=timeout)
+        unused = self.settings.strategy == "ddp_find_unused_parameters_true"
+        return DDPStrategy(timeout=timeout, find_unused_parameters=unused)
+
+    @property
+    def rank(self) -> int:
+        """This process's number, 0 for the first."""
+        return self.fabric.global_rank
+
+    @property
+    def world(self) -> int:
+        """How many processes there are."""
+        return self.fabric.world_size
+
+    def launch(self) -> None:
+        """Start the other processes of this machine, which run the same command, and wait until all are there."""
+        self.fabric.launch()
+        if self.world > 1 and self._group is None:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.settings.timeout))
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What ``work()`` on the first process returns, or raises, on every process; the others wait for it."""
+        if self.world == 1:
+            return work()
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = work()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, 0, group=self._group)
+        if isinstance(outcome[1], Exception):
+            outcome[1].echo = self.rank > 0  # told by the first process already
+            raise outcome[1]
+        return outcome[0]  # type: ignore[no-any-return]
+
+    def gather(self, mine: T) -> list[T] | None:
+        """What every process brings, in the order of ranks, on the first process; None on the others."""
+        if self.world == 1:
+            return [mine]
+        found: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        dist.gather_object(mine, found, 0, group=self._group)
+        return found
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over the processes."""
+        return value if self.world == 1 else self.fabric.all_reduce(value, reduce_op="mean")  # type: ignore[return-value]
+
+    def agree(self, flag: int) -> int:
+        """The largest ``flag`` of any process, the same on all; one call late where there are several.
+
+        Called once a step, it costs no wait: what was said in the step before has arrived by now.
+        """
+        if self.world == 1:
+            return flag
+        said, now = self._said, torch.tensor([flag])
+        self._said = dist.all_reduce(now, dist.ReduceOp.MAX, group=self._group, async_op=True), now
+        if said is None:
+            return 0
+        said[0].wait()
+        return int(said[1])
+
+    def close(self) -> None:
+        """Part from the other processes, after the last thing that is said."""
+        if self._group is not None:
+            if self._said is not None:
+                self._said[0].wait()
+            self._group = self._said = None
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
+
+
+def needs_start(settings: EngineSettings) -> bool:
+    """Whether the settings ask for several processes and nothing has started them yet."""
+    if "LOCAL_RANK" in os.environ or _under_srun():
+        return False
+    devices = _accelerator(settings)[1] if settings.devices == "auto" else settings.devices
+    return (devices if isinstance(devices, int) else len(devices)) * settings.num_nodes > 1
+
+
+def _accelerator(settings: EngineSettings) -> tuple[str, int]:
+    """The accelerator's name, and how many of its devices there are."""
+    name = settings.accelerator
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[name]
+    if present == 0:
+        raise MachineError(f"engine.accelerator={name}: this machine has none; auto takes what it has")
+    return name, present
+
+
+def _place(settings: EngineSettings) -> tuple[Any, int, ClusterEnvironment]:
+    """Devices on this machine, machines, and who started the processes: what torchrun and srun say counts first."""
+    if TorchElasticEnvironment.detect():
+        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return local, world // local, TorchElasticEnvironment()
+    if _under_srun():
+        nodes = int(os.environ.get("SLURM_NNODES", 1))
+        return int(os.environ["SLURM_NTASKS"]) // nodes, nodes, SLURMEnvironment(auto_requeue=False)
+    return settings.devices, settings.num_nodes, LightningEnvironment()
+
+
+def _under_srun() -> bool:
+    # SLURM_NTASKS is set in a batch script too, where a command is started once: only srun starts as many
+    return "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+
+
+class _Autocast(MixedPrecision):
+    """Autocast decides what is computed in 16 bits. Fabric's own rounds the inputs too, t to three digits with them."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def _precision(name: Any, accelerator: str) -> Precision:
+    return Precision() if name == "32-true" else _Autocast(name, accelerator)
+
+
+def _shard(network: nn.Module, mesh: Any) -> nn.Module:
+    """Fully sharded data parallelism: each large block by itself, so that one at a time is whole."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in network.children():
+        if sum(p.numel() for p in block.parameters()) >= LARGE:
+            fully_shard(block, mesh=mesh["data_parallel"])
+    fully_shard(network, mesh=mesh["data_parallel"])
+    return network
