@@ -159,19 +159,59 @@ def test_exact_is_optimal_where_pots_own_limit_of_pivots_stops_short():
     assert cost_of(exact()(x0, x1, None, draws())) == pytest.approx(best, rel=1e-12)
 
 
-@pytest.mark.parametrize("d", [4, 64])
-@pytest.mark.parametrize("kind", ["gaussian", "clusters", "one point", "far", "huge"])
-def test_exact_is_scipys_optimum_of_the_bare_cost(d, kind):
-    """The start from Sinkhorn's potentials must not show, whatever the scale and the ties."""
-    x0, x1 = gaussians(200, d)
-    x1 = {"clusters": x1.sign() * 5, "one point": x1[:1].repeat(200, 1), "far": x1 / 100 + 1e4}.get(kind, x1)
-    if kind == "huge":
-        x0, x1 = 1e12 * x0, 1e12 * x1
+def kinds(n, d):
+    """Batches that are hard for one step or another of the exact coupling."""
+    x0, x1 = gaussians(n, d)
+    copies = x0.clone(), x1.clone()
+    copies[0][: n // 2], copies[1][: n // 3] = x0[0], x1[1]
+    return {
+        "gaussian": (x0, x1),
+        "clusters": (x0, x1.sign() * 5 + x1 / 10),
+        "corners": (x0.sign(), x1.sign()),
+        "copies": copies,
+        "lattice": (x0.round(), x1.round()),
+        "one point": (x0, x1[:1].repeat(n, 1)),
+        "the same": (x0, x0.flip(0)),
+        "outlier": (torch.cat([x0[1:], 1e4 + x0[:1]]), x1),
+        "far": (x0, x1 / 100 + 1e4),
+        "apart": (x0, x1 + 300),
+        "huge": (1e12 * x0, 1e12 * x1),
+        "beyond single precision": (1e60 * x0, 1e60 * x1),
+        "small": (1e-9 * x0, 1e-9 * x1),
+        "below single precision": (1e-60 * x0, 1e-60 * x1),
+        "all scales": (x0 * torch.logspace(-6, 6, n)[:, None], x1 * torch.logspace(6, -6, n)[:, None]),
+    }
+
+
+@pytest.mark.parametrize("n", [40, 300])
+@pytest.mark.parametrize("d", [1, 2, 3, 64])
+@pytest.mark.parametrize("kind", kinds(3, 1))
+def test_exact_is_scipys_optimum_of_the_bare_cost(n, d, kind):
+    """Neither the start from Sinkhorn's potentials nor the choice of the solver shows, whatever the scale and ties."""
+    x0, x1 = kinds(n, d)[kind]
     cost = squared_distance(x1, x0).numpy()
     i, _ = exact()(x0, x1, None, draws()).index
-    assert sorted(i.tolist()) == list(range(200))
-    ours, theirs = ((x0[rows] * x1).sum().item() for rows in (i, linear_sum_assignment(cost)[1]))
-    assert ours == pytest.approx(theirs, rel=1e-9)  # the part of the cost that the pairing decides
+    assert sorted(i.tolist()) == list(range(n))
+    a, b = x0 - x0.mean(0), x1 - x1.mean(0)  # the part of the cost that the pairing decides
+    ours, theirs = ((a[rows] * b).sum().item() for rows in (i, linear_sum_assignment(cost)[1]))
+    assert ours >= theirs - 1e-9 * (a.norm() * b.norm()).item()
+    assert cost[range(n), i].sum() == pytest.approx(cost[linear_sum_assignment(cost)].sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "kind", "simplex"),
+    [
+        (300, 2, "clusters", True),
+        (256, 2, "clusters", False),
+        (300, 2, "gaussian", False),
+        (300, 64, "gaussian", False),
+    ],
+)
+def test_the_simplex_serves_large_batches_in_which_many_want_the_same_partner(monkeypatch, n, d, kind, simplex):
+    calls, emd = [], ot.emd
+    monkeypatch.setattr(ot, "emd", lambda *given, **options: calls.append(1) or emd(*given, **options))
+    exact()(*kinds(n, d)[kind], None, draws())
+    assert bool(calls) == simplex
 
 
 # the condition

@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, reduce
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 from flowcore.data import Batch, Source
 from flowcore.state import State, first_leaf, leaves, tree_map
 
-SCIPY_FROM = 4  # dimensions of a sample; see ``exact``
+SMALL = 256  # rows up to which SciPy solves any assignment first; see ``exact``
 ROUNDS = 10  # of Sinkhorn, from one in the log domain to the next
 
 
@@ -58,10 +57,11 @@ def exact(condition_weight: float | None = None) -> Coupling:
     condition is of integers; w = inf solves within each class. The cost of a solution grows as n^2 to n^3, so couple a
     large batch in a loader worker (``Coupled``) or once for several steps (``split``).
 
-    From 4 dimensions on the solver is SciPy's, shortest augmenting paths, started from the potentials of a few Sinkhorn
-    rounds: exact whatever they are, and 1.5 to 4 times as fast as SciPy's or POT's network simplex alone, of which now
-    one and now the other is ahead, by data more than by dimension. In fewer dimensions clusters make the paths long,
-    and the solver is POT's, 2 to 7 times as fast there (n 512 to 2048, one thread; `core/benchmarks/couplings.py`).
+    Twenty rounds of Sinkhorn give potentials f and g; whatever they are, C_ij - f_i - g_j has the best assignment of C.
+    Where half of the columns are some row's cheapest in it, as in most data of 4 and more dimensions, few rows have to
+    move, and SciPy's shortest augmenting paths solve it up to five times as fast as POT's network simplex. Otherwise
+    (clusters in 2 or 3 dimensions, data near a surface) the paths grow long, and from 257 rows on the solver is POT's,
+    up to three times as fast (n 256 to 2048, one thread; `core/benchmarks/couplings.py`).
 
     Warns once when a condition comes and ``condition_weight`` is None. Raises ``ValueError`` when x0 and x1 differ in
     rows or are not finite. Pooladian et al. 2023 (arXiv 2304.14772), Tong et al. 2023 (arXiv 2302.00482).
@@ -71,12 +71,11 @@ def exact(condition_weight: float | None = None) -> Coupling:
     def couple(x0: State, x1: State, condition: State | None, generator: torch.Generator) -> Pairs:
         guard(condition)
         partner = torch.arange(_count(x0, x1))
-        dimension = sum(leaf[0].numel() for leaf in leaves(x1))
         within = condition is not None and condition_weight == math.inf
         for rows in _groups(_classes(condition)) if within else [partner.clone()]:
             told = None if within or condition is None else _take(condition, rows)
             cost = _cost(_take(x0, rows), _take(x1, rows), told, condition_weight)
-            partner[rows] = rows[_assign(cost, dimension)]
+            partner[rows] = rows[_assign(cost)]
         return _paired(x0, x1, partner)
 
     return couple
@@ -324,31 +323,47 @@ def _cost(x0: State, x1: State, condition: State | None, weight: float | None) -
     return cost
 
 
-def _assign(cost: Tensor, dimension: int) -> Tensor:
-    """The column of each row in the cheapest one-to-one assignment."""
-    if dimension >= SCIPY_FROM:
-        from scipy.optimize import linear_sum_assignment
+def _assign(cost: Tensor) -> Tensor:
+    """The column of each row in the cheapest one-to-one assignment, of which ``exact`` tells how; ``cost`` is spent."""
+    f, g, unit = _potentials(cost)
+    known = bool((f.isfinite() & g.isfinite()).all())
+    if known:  # in units of reg, as POT's tolerance is a number, 2e-15
+        cost.sub_(f[:, None].double()).sub_(g.double()).div_(unit.double())
+    reduced = cost.cpu().numpy()
+    if known and len(reduced) > SMALL and 2 * len(set(reduced.argmin(1).tolist())) < len(reduced):
+        import ot
 
-        return torch.from_numpy(linear_sum_assignment(_reduced(cost).cpu().numpy())[1])
-    import ot
+        # Whole masses keep the simplex's flows whole, and POT's own limit of 1e5 pivots is too low for a large batch.
+        masses = torch.ones(len(reduced), dtype=torch.float64).numpy()
+        return torch.from_numpy(ot.emd(masses, masses, reduced, numItermax=10**9).argmax(1))
+    from scipy.optimize import linear_sum_assignment
 
-    # Whole masses keep the simplex's flows whole, and POT's own limit of 1e5 pivots is too low for a large batch.
-    masses = torch.ones(len(cost), dtype=torch.float64).numpy()
-    return torch.from_numpy(ot.emd(masses, masses, cost.cpu().numpy(), numItermax=10**9).argmax(1))
+    return torch.from_numpy(linear_sum_assignment(reduced)[1])
 
 
 @torch.no_grad()
-def _reduced(cost: Tensor) -> Tensor:
-    """C_ij - f_i - g_j, whose best assignment is that of C for any f and g: those of eleven Sinkhorn rounds.
+def _potentials(cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """f, g after twenty rounds of Sinkhorn, and reg: a tenth of the spread of C that is in neither rows nor columns.
 
-    Their reg is a tenth of the spread of C that is in neither rows nor columns; in float32, as they need not be exact.
+    In float32, as they need not be exact, and with products alone: a kernel whose rows and columns each hold a 1 and
+    nothing larger seldom overflows. They are not finite where it does, or where the spread is 0.
     """
-    centred = cost - cost.mean(0) - cost.mean(1, keepdim=True) + cost.mean()
-    reg = 0.1 * centred.square().mean().sqrt()
-    if reg == 0:
-        return cost
-    f, g, *_ = next(islice(_rounds((cost / reg).float()), 1, None))
-    return cost - reg * (f[:, None].double() + g)
+    M = cost.float()
+    g = M.mean(0)
+    M -= g
+    f = M.mean(1)
+    M -= f[:, None]
+    reg = 0.1 * torch.linalg.vector_norm(M) / len(M)
+    M /= -reg
+    h = M.amax(1)
+    M -= h[:, None]
+    k = M.amax(0)
+    M -= k
+    P, v = M.exp_(), torch.ones_like(k)
+    for _ in range(2 * ROUNDS):
+        u = 1 / (P @ v)
+        v = 1 / (u @ P)
+    return f + reg * (u.log() - h), g + reg * (v.log() - k), reg
 
 
 def _classes(condition: State) -> Tensor:
