@@ -94,7 +94,7 @@ def solver_overhead(method: str, repeats: int) -> dict[str, float]:
     }
     if ODESolver is not None:
 
-        class Constant(ModelWrapper):  # type: ignore[misc]
+        class Constant(ModelWrapper):
             def __init__(self) -> None:
                 nn.Module.__init__(self)
 

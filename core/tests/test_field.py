@@ -144,6 +144,18 @@ def test_asking_again_at_the_same_place_costs_no_call():
     assert field.calls == 2
 
 
+@pytest.mark.parametrize("predicts", PREDICTIONS)
+def test_velocity_once_is_the_velocity_evaluated_afresh_and_not_kept(predicts):
+    field, x = Field(bent, paths.cosine(), predicts), normal((4, 3))
+    for t in (0.35, PER_SAMPLE):
+        calls, v = field.calls, field.velocity(x, t)
+        assert torch.equal(field.velocity_once(x, t), v)
+        assert field.calls == calls + 2
+        field.velocity_once(normal((4, 3), 1), t)
+        assert torch.equal(field.velocity(x, t), v)
+        assert field.calls == calls + 3  # what was kept is still known
+
+
 def fresh(field, x, t):
     """What a field without a memory answers."""
     return Field(field.network, field.path, field.predicts, field.condition).velocity(x, t)

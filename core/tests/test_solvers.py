@@ -551,6 +551,25 @@ def test_inference_mode(method):
     assert alike.calls == field.calls
 
 
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_solve_that_is_watched_goes_the_same_way_at_the_same_cost(method):
+    plain, watched, x = gaussian(paths.vp()), gaussian(paths.vp()), normal(3, 2)
+    end = solve(plain, x, 4, method, generator=generator(0))
+    same = solve(watched, x, 4, method, callback=lambda i, t, x: None, generator=generator(0))
+    assert torch.equal(same, end)
+    assert plain.calls == watched.calls
+
+
+def test_a_kind_of_field_with_a_velocity_of_its_own_is_solved_along_that():
+    class Slow(Field):
+        def __call__(self, x, t):
+            return super().velocity(x, t) / 2
+
+    network, x = gaussian(paths.linear()).network, normal(3, 2)
+    half = solve(lambda x, t: Field(network, paths.linear()).velocity(x, t) / 2, x, 8)
+    assert torch.equal(solve(Slow(network, paths.linear()), x, 8), half)
+
+
 def test_a_method_remembers_nothing_between_solves():
     """One step object used twice gives the same answer twice, on a path that stops short of sigma = 0."""
     field, method = mixture(paths.vp(), normal(3, 2, seed=1), 0.3), exponential(2)

@@ -81,6 +81,10 @@ class Field:
 
     __call__ = velocity
 
+    def velocity_once(self, x: State, t: float | Tensor) -> State:
+        """v(x, t), evaluated afresh and not kept: for a solver, which comes to no point twice."""
+        return self.path.convert(self.predict(x, t), x, t, self.predicts, "velocity", self.index)
+
     def x1(self, x: State, t: float | Tensor) -> State:
         """E[x1 | x_t = x], shaped like x."""
         return self._as("x1", x, t)

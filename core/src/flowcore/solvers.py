@@ -269,7 +269,11 @@ def solve(
     values: list[float] = grid.tolist()
     times = grid.to(device=leaf.device, dtype=leaf.dtype).unbind()
     last = len(times) - 1
-    seen = compose(field, guidance, generator) if guidance and isinstance(field, Field) else field
+    seen: Velocity = field
+    if guidance and isinstance(field, Field):
+        seen = compose(field, guidance, generator)
+    elif type(field) is Field and callback is None and not getattr(method, "needs_field", False):
+        seen = field.velocity_once  # nobody asks for more at the point of an evaluation
     for i in range(last):
         h = values[i + 1] - values[i]
         if callback is not None:

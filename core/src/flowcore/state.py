@@ -31,7 +31,7 @@ def leaves(state: State) -> Iterator[Tensor]:
 
 def first_leaf(state: State) -> Tensor:
     """The leaf that stands for the state where only its device, dtype or batch size matter."""
-    return next(leaves(state))
+    return state if isinstance(state, Tensor) else next(leaves(state))
 
 
 def add(x: State, v: State, h: float | Tensor) -> State:
