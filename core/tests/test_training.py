@@ -14,7 +14,7 @@ from flowcore.errors import FlowError
 from flowcore.field import Field
 from flowcore.losses import matching_loss
 from flowcore.seeds import generator
-from flowcore.training.ema import averaged
+from flowcore.training.ema import Average
 from flowcore.training.engine import Engine
 from flowcore.training.loop import TrainState, begin, fit, rate
 from flowcore.training.settings import EngineSettings
@@ -140,7 +140,7 @@ def parabola(network, batch, g):
 
 def descent(settings, start=0.0, target=1.0):
     network = Scalar(start)
-    state = TrainState(network, averaged(network, settings.ema), torch.optim.SGD(network.parameters(), lr=1.0))
+    state = TrainState(network, Average(network, settings.ema), torch.optim.SGD(network.parameters(), lr=1.0))
     return state, Rows(torch.full((4,), target, dtype=torch.float64))
 
 
@@ -260,7 +260,7 @@ class Buffered(nn.Module):
 def test_the_average_has_its_closed_form_with_a_warm_up(decay):
     """m_0 = w_0, m_n = d_n m_(n-1) + (1 - d_n) w_n: unrolled, each w_k counts (1 - d_k) prod_(j > k) d_j."""
     network, N = Buffered(), 25
-    ema = averaged(network, decay)
+    ema = Average(network, decay)
     seen = normal(N, 3)
     for w in seen:
         network.w.data.copy_(w)
@@ -274,7 +274,7 @@ def test_the_average_has_its_closed_form_with_a_warm_up(decay):
 
 def test_after_the_warm_up_a_gap_closes_as_decay_to_the_n():
     network = Buffered()
-    ema = averaged(network, 0.5)
+    ema = Average(network, 0.5)
     for _ in range(20):  # (1 + n) / (10 + n) passes 1/2 at n = 8
         ema.update_parameters(network)
     network.w.data.fill_(1.0)
@@ -286,7 +286,7 @@ def test_after_the_warm_up_a_gap_closes_as_decay_to_the_n():
 def test_constant_weights_are_a_fixed_point_to_the_last_bit():
     network = Buffered()
     network.w.data.copy_(normal(3))
-    ema = averaged(network, 0.99)
+    ema = Average(network, 0.99)
     for _ in range(30):
         ema.update_parameters(network)
     assert torch.equal(ema.module.w, network.w)
@@ -295,7 +295,7 @@ def test_constant_weights_are_a_fixed_point_to_the_last_bit():
 
 def test_buffers_are_copied():
     network = Buffered()
-    ema = averaged(network, 0.9)
+    ema = Average(network, 0.9)
     for n in range(1, 8):
         network.count += 1
         network.mask.logical_not_()
@@ -321,7 +321,7 @@ def test_complex_weights_are_averaged_like_real_ones():
             self.complex = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
 
     network = Pair()
-    ema = averaged(network, 0.9)
+    ema = Average(network, 0.9)
     for w in normal(10, 2, 2, dtype=torch.float32):
         network.real.data.copy_(w)
         network.complex.data.copy_(torch.view_as_complex(w))
@@ -331,7 +331,7 @@ def test_complex_weights_are_averaged_like_real_ones():
 
 def test_the_average_is_a_copy():
     network = Buffered()
-    ema = averaged(network, 0.9)
+    ema = Average(network, 0.9)
     ema.update_parameters(network)
     network.w.data.add_(1.0)
     network.scale.add_(1.0)

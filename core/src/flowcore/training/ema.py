@@ -4,20 +4,32 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
-
-def averaged(network: nn.Module, decay: float) -> AveragedModel:
+class Average(AveragedModel):
     """An average of ``network``, updated as m <- d_n m + (1 - d_n) w with d_n = min(decay, (1 + n) / (10 + n)).
 
     The warm-up d_n lets the average follow the weights while they still move fast; n counts updates, on the CPU
-    wherever the weights are. Buffers are copied.
+    wherever the weights are. Buffers are copied. torch's own update walks through both modules and groups their tensors
+    at every step, and waits for a GPU to read n: here the lists are made once.
     """
 
-    @torch.no_grad()
-    def update(means: Tensors, weights: Tensors, count: Tensor | int) -> None:
-        n = int(mean.n_averaged)  # the same as count, which lies with the weights: reading it would wait for a GPU
-        torch._foreach_lerp_(means, weights, 1 - min(decay, (1 + n) / (10 + n)))
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network)
+        self.decay = decay
+        self._lists: tuple[list[Tensor], ...] | None = None
 
-    mean = AveragedModel(network, multi_avg_fn=update)
-    return mean
+    @torch.no_grad()
+    def update_parameters(self, network: nn.Module) -> None:
+        """Take the weights of ``network``, always the same one, into the average."""
+        if self._lists is None:
+            both = (self.module, network)
+            self._lists = (*([*m.parameters()] for m in both), *([*m.buffers()] for m in both))
+        means, weights, copies, buffers = self._lists
+        n = int(self.n_averaged)
+        if n == 0:
+            torch._foreach_copy_(means, weights)
+        else:
+            torch._foreach_lerp_(means, weights, 1 - min(self.decay, (1 + n) / (10 + n)))
+        if buffers:
+            torch._foreach_copy_(copies, buffers)
+        self.n_averaged += 1

@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from flowcore.data import Batch, Resident, Share, Source, batches
 from flowcore.errors import FlowError, UsageError
-from flowcore.seeds import derive, generator
-from flowcore.training.ema import averaged
+from flowcore.seeds import derive, generator, seed_global
+from flowcore.training.ema import Average
 from flowcore.training.engine import Engine
 from flowcore.training.settings import TrainSettings
 
@@ -44,7 +44,7 @@ def begin(network: nn.Module, settings: TrainSettings, engine: Engine | None = N
     """A state at step 0, on the engine's device."""
     engine = engine or Engine()
     engine.launch()
-    mean = averaged(network, settings.ema)
+    mean = Average(network, settings.ema)
     mean.module.to(engine.device)
     called = torch.compile(network) if engine.settings.compile else network
     module = engine.fabric.setup_module(called)  # type: ignore[arg-type]
@@ -114,7 +114,7 @@ def fit(
     state.module.train()
     while state.step < settings.steps and not (settings.patience and state.stale >= settings.patience):
         step = state.step
-        torch.manual_seed(derive(seed, "network", step, engine.rank))  # dropout draws from the global generator
+        seed_global(derive(seed, "network", step, engine.rank), device)  # dropout draws from the global generator
         state.optimizer.zero_grad(set_to_none=True)
         total: Tensor | None = None
         for part in range(parts):
