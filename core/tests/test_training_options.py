@@ -99,8 +99,9 @@ def test_a_batch_that_cannot_be_cut_evenly_is_refused():
 def test_clipping_by_value_bounds_every_entry_and_by_norm_their_norm():
     seen = {}
     for by in ("norm", "value"):
+        net = network()
 
-        def after(step, by=by):
+        def after(step, by=by, net=net):
             seen[by] = torch.cat([p.grad.flatten() for p in net.parameters()])
 
         train(TrainSettings(steps=1, batch_size=8, clip=0.01, clip_by=by), fixed_loss, net=net, after_step=after)
