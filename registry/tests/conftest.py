@@ -1,9 +1,11 @@
 """Plugins made for one test: real distributions on sys.path, with metadata and an entry point."""
 
+import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 import flowplat
+from flowplat.cli.main import main
 
 PRESETS = {
     "ring.yaml": """
@@ -93,6 +96,67 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(_trained: Path, ring: Path, tmp_path: Path) -> Path:
     """A copy of a finished run of ring's preset."""
     return Path(shutil.copytree(_trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """``make("20260101T000000Z-aaaaaa")`` makes the folder of a run, as far as runs.py reads it, below ``runs``."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(
+        name: str, plugin: str = "ring", preset: str = "small", status: str = "done", day: int = 1,
+        config: str = "train:\n  steps: 40\n  lr: 1e-3\n", **record: Any,
+    ) -> Path:  # fmt: skip
+        folder = Path("runs", plugin, preset, name)
+        (folder / "eval").mkdir(parents=True)
+        (folder / "config.yaml").write_text(f"plugin: {plugin}\npreset: {preset}\n{config}", encoding="utf-8")
+        started = f"2026-01-{day:02d}T00:00:00+00:00"
+        (folder / "provenance.json").write_text(json.dumps({"status": status, "started": started, **record}))
+        (folder / "metrics.jsonl").write_text('{"step": 20, "loss": 2.0}\n{"step": 40, "loss": 1.0}\n')
+        figure = {"value": 0.25, "floor": 0.125, "baselines": {"noise": 3.0}}
+        figures = {"by_steps": [{"steps": n, "figures": {"radius": figure, "away": figure}} for n in (1, 4)]}
+        (folder / "eval" / "metrics.json").write_text(json.dumps(figures))
+        for step in (20, 40):
+            (folder / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+            (folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors").write_bytes(bytes(100))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def platform(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``platform("runs", "list")``: exit code, stdout, stderr."""
+
+    def platform(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return int(ended.value.code or 0), out, err
+
+    return platform
+
+
+@pytest.fixture
+def in_use() -> Callable[[Path], AbstractContextManager[None]]:
+    """``with in_use(folder)``: another process holds the run's lock while this lasts."""
+    return _in_use
+
+
+@contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    code = (
+        "import sys\nfrom filelock import FileLock\n"
+        "with FileLock(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(folder / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield
+        process.communicate()
 
 
 @pytest.fixture(autouse=True)

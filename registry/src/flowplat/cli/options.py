@@ -15,6 +15,11 @@ def as_json() -> Decorator:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+license_option = click.option(
+    "--license", metavar="ID", help="The licence the card states, as the hub writes it: apache-2.0, mit, cc-by-4.0 ..."
+)
+
+
 def config_source(function: Callable[..., Any]) -> Callable[..., Any]:
     """What a config is made from: the plugin, ``--preset``, ``-c``, ``--smoke`` and ``key=value``."""
     for decorate in reversed(
@@ -30,6 +35,27 @@ def config_source(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = decorate(function)
     return function
+
+
+def agreed(question: str, yes: bool) -> bool:
+    """Whether the user agrees, asked on stderr. Raises ``UsageError`` where nobody can be asked."""
+    from flowcore.errors import UsageError
+
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody is there to answer, so nothing was done; --yes agrees beforehand")
+    return click.confirm(question, err=True)
+
+
+def size(count: int) -> str:
+    """Bytes for people, as in 1.2 MB."""
+    number, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if number < 1000:
+            break
+        number, unit = number / 1000, larger
+    return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
 
 
 def results_only() -> contextlib.AbstractContextManager[Any]:
