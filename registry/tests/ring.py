@@ -97,6 +97,20 @@ class Points(Ring):
         return Rows(torch.tensor(rows))
 
 
+class Scaled(Points):
+    """Points whose scale is read from their file, or is among the facts: as far as sampling goes, no file is needed."""
+
+    def __init__(self, config: PointsConfig, facts: Any = None) -> None:
+        super().__init__(config)
+        self.scale = float(self.train().all.x1.norm(dim=1).max() if facts is None else facts["scale"])
+
+    def facts(self) -> Any:
+        return {"scale": self.scale}
+
+    def write(self, samples: Batch, folder: Path) -> None:
+        super().write(Batch(self.scale * together(samples.x1)), folder)
+
+
 def together(state: Any) -> Tensor:
     """(B, 2), whichever way the state is held."""
     return torch.cat([state["x"], state["y"]], 1) if isinstance(state, Mapping) else state
@@ -173,6 +187,7 @@ def fails(samples: Batch, measured: Measured, how: str = "RuntimeError") -> Mapp
 def register_data(register: Register) -> None:
     register("ring", f"{__name__}:Ring", config=f"{__name__}:RingConfig", summary="points on a circle")
     register("points", f"{__name__}:Points", config=f"{__name__}:PointsConfig", summary="points of a csv")
+    register("scaled", f"{__name__}:Scaled", config=f"{__name__}:PointsConfig", summary="points of a csv, to scale")
 
 
 @hookimpl

@@ -35,7 +35,7 @@ class Experiment:
     def data(self) -> Data:
         """The data set; its tiny version in a smoke run, unless it is known by its facts."""
         if self.facts is not None:
-            return self.config.data.build(self.facts)  # type: ignore[no-any-return]
+            return self.config.data.build(self.facts)
         data: Data = self.config.data.build()
         return data.tiny() if self.config.smoke else data
 

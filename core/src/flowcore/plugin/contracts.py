@@ -74,6 +74,18 @@ class Data(Protocol):
         """One picture of the samples, as PNG bytes."""
 
 
+class Portable(Data, Protocol):
+    """A data set that reads from its files what sampling asks of it: shapes, names of classes, a scale.
+
+    ``facts`` says all of that as plain JSON, and an exported model carries it along. Where the model is then loaded the
+    data set is built as ``Data(config, facts)`` and answers ``spec``, ``condition``, ``write`` and ``show`` from it,
+    without its files. A data set whose config alone suffices leaves this out.
+    """
+
+    def facts(self) -> Any:
+        """Plain JSON: dicts, lists, text, finite numbers, booleans, None."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """A measured number, never alone: ``floor`` is what a perfect model scores on this many samples (real data against
@@ -102,3 +114,12 @@ class Metric(Protocol):
     """``metric(samples, measured, **options) -> {name: Figure}``."""
 
     def __call__(self, samples: Batch, measured: Measured) -> Mapping[str, Figure]: ...
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The run that an observer watches: its ``folder``, its ``name``, and its complete ``config`` as plain data."""
+
+    folder: Path
+    name: str
+    config: Mapping[str, Any]

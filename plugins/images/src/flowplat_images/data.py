@@ -11,7 +11,7 @@ from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -67,6 +67,15 @@ class NpzConfig(ImagesConfig):
     path: Place = Field(description="the .npz")
 
 
+class Facts(BaseModel):
+    """All that sampling needs to know of a data set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    names: list[str]
+
+
 class Loaded(NamedTuple):
     """uint8 images (n, c, h, w), class numbers (n,) or None, the classes' names, and the value of white."""
 
@@ -102,10 +111,11 @@ class Part:
 
 
 class Images:
-    """What the data sets share; each says only how it is read. Satisfies ``flowcore.plugin.contracts.Data``."""
+    """What the data sets share; each says only how it is read. Satisfies ``flowcore.plugin.contracts.Portable``."""
 
-    def __init__(self, config: ImagesConfig) -> None:
+    def __init__(self, config: ImagesConfig, facts: Any = None) -> None:
         self.config = config
+        self._facts = None if facts is None else Facts.model_validate(facts)
 
     @abstractmethod
     def read(self, limit: int | None = None) -> Loaded:
@@ -120,9 +130,14 @@ class Images:
         """Everything, read once."""
         return self.read()
 
+    def facts(self) -> dict[str, Any]:
+        """See ``Portable.facts``."""
+        shape, names = self._outline
+        return {"shape": list(shape), "names": names}
+
     @cached_property
     def _outline(self) -> tuple[tuple[int, ...], list[str]]:
-        shape, names = self.outline()
+        shape, names = self.outline() if self._facts is None else (self._facts.shape, self._facts.names)
         if self.config.conditional and not names:
             raise UsageError(
                 "data.conditional=true needs classes: a labels.csv, every picture in a sub-folder, or an array `labels`"

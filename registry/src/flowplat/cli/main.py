@@ -6,6 +6,7 @@ import sys
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
@@ -14,7 +15,11 @@ from flowcore.errors import FlowError, MachineError
 
 COMMANDS = {
     "run": "train a preset of a plugin, evaluate it, sample from it, and report",
-    "sample": "draw samples from a trained run",
+    "sample": "draw samples from a trained run or an exported model",
+    "runs": "the runs there are: list, show, compare, prune",
+    "export": "make a model folder of a run, to keep or to share",
+    "publish": "copy a model to a shared folder or to the Hugging Face hub",
+    "pull": "fetch a published model and verify it",
     "list": "the plugins that are installed",
     "info": "what a plugin brings: its components and their options",
     "show-config": "the complete config that a run would use",
@@ -25,7 +30,7 @@ COMMANDS = {
 @cache
 def _command(name: str) -> click.Command:
     command: click.Command = import_module(f"flowplat.cli.{name.replace('-', '_')}").command
-    command.help = f"{COMMANDS[name].capitalize()}.\n\n{inspect.cleandoc(command.help or '')}"
+    command.help = f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.\n\n{inspect.cleandoc(command.help or '')}"
     return command
 
 
@@ -75,18 +80,31 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
-        click.echo("platform: interrupted", err=True)
-        sys.exit(getattr(error.__cause__ or error, "exit_code", 130))  # click makes an Abort of every Ctrl-C
+        if not _told_elsewhere():
+            click.echo("platform: interrupted", err=True)
+        _end(getattr(error.__cause__ or error, "exit_code", 130))  # click makes an Abort of every Ctrl-C
     except BrokenPipeError:  # `platform list | head` is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         sys.exit(0)
     except (FlowError, OSError) as error:
         if debug:
             raise
-        click.echo(f"platform: {error}", err=True)
-        sys.exit(getattr(error, "exit_code", MachineError.exit_code))
+        if not getattr(error, "echo", False):
+            click.echo(f"platform: {error}", err=True)
+        _end(getattr(error, "exit_code", MachineError.exit_code), echo=getattr(error, "echo", False))
     except Exception as error:
         if debug:
             raise
         click.echo(f"platform: {type(error).__name__}: {error} (--debug shows where)", err=True)
         sys.exit(1)
+
+
+def _told_elsewhere() -> bool:
+    """Whether this is one of a run's several processes, and not the first, which speaks for all."""
+    return any(int(os.environ.get(name) or 0) > 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+def _end(code: int, echo: bool = True) -> NoReturn:
+    """Exit with ``code``; a process that the first one has started leaves the code of what both know to it."""
+    started_by_us = "LOCAL_RANK" in os.environ and not {"RANK", "SLURM_STEP_ID"} & set(os.environ)
+    sys.exit(0 if echo and started_by_us and _told_elsewhere() else code)
