@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
-from flowcore.data import Batch, everything
+from flowcore.data import Batch, Resident, everything
 from flowcore.errors import InputError, UsageError
 from flowcore.seeds import generator
 from flowplat_images import data, pictures
@@ -470,3 +470,13 @@ def test_a_sheet_has_a_column_for_each_class_that_comes_in_turn():
     assert width(digits.condition(40, "3,7")) == 8
     assert width(digits.condition(36, "3")) == 6
     assert width(digits.condition(40, None).sort().values) == 7
+
+
+def test_images_held_on_a_device_give_the_same_batches():
+    part = Digits(DigitsConfig(conditional=True, flip=True)).train()
+    assert isinstance(part, Resident)
+    assert part.nbytes == 1797 * 64
+    rows = torch.arange(5, 30, 3)
+    here, there = (source.batch(rows, generator(0)) for source in (part, part.to(torch.device("cpu"))))
+    assert torch.equal(here.x1, there.x1)
+    assert torch.equal(here.condition, there.condition)

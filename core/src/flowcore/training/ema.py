@@ -1,7 +1,10 @@
 """The exponential moving average of the weights: what is sampled and exported."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 
@@ -23,7 +26,7 @@ class Average(AveragedModel):
         """Take the weights of ``network``, always the same one, into the average."""
         if self._lists is None:
             both = (self.module, network)
-            self._lists = (*([*m.parameters()] for m in both), *([*m.buffers()] for m in both))
+            self._lists = (*(shards(m.parameters()) for m in both), *(shards(m.buffers()) for m in both))
         means, weights, copies, buffers = self._lists
         n = int(self.n_averaged)
         if n == 0:
@@ -33,3 +36,8 @@ class Average(AveragedModel):
         if buffers:
             torch._foreach_copy_(copies, buffers)
         self.n_averaged += 1
+
+
+def shards(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors themselves, or where they are sharded the part that this process holds."""
+    return [one.to_local() if isinstance(one, DTensor) else one for one in tensors]

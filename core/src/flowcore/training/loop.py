@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from flowcore.data import Batch, Resident, Share, Source, batches
 from flowcore.errors import FlowError, UsageError
 from flowcore.seeds import derive, generator, seed_global
-from flowcore.training.ema import Average
+from flowcore.training.ema import Average, shards
 from flowcore.training.engine import Engine
 from flowcore.training.settings import TrainSettings
 
@@ -183,8 +184,7 @@ def _resident(source: Source, engine: Engine) -> Source | None:
 
 
 def _finite(parameters: list[nn.Parameter], engine: Engine) -> bool:
-    local = [p.to_local() if hasattr(p, "to_local") else p for p in parameters]
-    strange = torch.stack([~p.isfinite().all() for p in local]).any().float()
+    strange = torch.stack([~p.isfinite().all() for p in shards(parameters)]).any().float()
     return not engine.mean(strange).item()
 
 
@@ -195,7 +195,7 @@ def _clip(state: TrainState, settings: TrainSettings, fabric: Any) -> Tensor:
     norm: Tensor = fabric.clip_gradients(state.module, state.optimizer, max_norm=limit, error_if_nonfinite=False)
     if settings.clip is not None and settings.clip_by == "value":
         fabric.clip_gradients(state.module, state.optimizer, clip_val=settings.clip)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _diverged(what: str, step: int) -> FlowError:

@@ -97,12 +97,23 @@ class Part:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def nbytes(self) -> int:
+        """See ``flowcore.data.Resident``."""
+        return self.loaded.x.nbytes
+
+    def to(self, device: torch.device) -> "Part":
+        """See ``flowcore.data.Resident``."""
+        labels = None if self.loaded.labels is None else self.loaded.labels.to(device)
+        loaded = self.loaded._replace(x=self.loaded.x.to(device), labels=labels)
+        return Part(loaded, self.rows.to(device), self.conditional, self.flip)
+
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """See ``Source.batch``."""
-        mine = self.rows[rows]
+        mine = self.rows[rows.to(self.rows.device)]
         x = pictures.scaled(self.loaded.x[mine], self.loaded.white)
         if self.flip:
-            mirrored = torch.rand(len(x), generator=generator) < 0.5
+            mirrored = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
             x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
         if self.loaded.labels is None:
             return Batch(x)
