@@ -60,7 +60,7 @@ plugins/%/pyproject.toml:
 	@echo "there is no plugin $*; there are: $(ALL)" && exit 1
 
 bench: $(VENV)-bench/.peers   ## speed against torchcfm, flow_matching, torchdiffeq, POT and hand-written loops
-	for script in couplings solvers likelihood; do \
+	for script in couplings solvers likelihood training; do \
 	  OMP_NUM_THREADS=1 $(VENV)-bench/bin/python core/benchmarks/$$script.py || exit 1; done
 
 $(VENV)-bench/.peers: $(VENV)/.python pyproject.toml constraints.txt core/benchmarks/peers.txt
