@@ -141,10 +141,11 @@ def test_validation_is_logged_and_the_best_is_saved_and_the_rest_stays_as_it_was
 
 
 def test_patience_ends_training_when_nothing_improves():
-    scores, steps = iter([0.5, 0.3, 0.4, 0.3, 0.9, 0.1]), []
+    scores, saved = iter([0.5, 0.3, 0.4, 0.3, 0.9, 0.1]), []
     settings = TrainSettings(steps=100, batch_size=4, validate_every=5, patience=3)
-    state = train(settings, validate=lambda network: next(scores), after_step=steps.append)
+    state = train(settings, validate=lambda network: next(scores), save=lambda state: saved.append(state.step))
     assert (state.step, state.best, state.stale) == (25, 0.3, 3)
+    assert saved == [5, 10, 25]
     engine = Engine(CPU)
     fit(state, flow_loss, DATA, settings, 0, lambda row: None, lambda state: None, engine=engine)
     assert state.step == 25  # and gone on with, it is still at its end

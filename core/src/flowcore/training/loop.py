@@ -113,7 +113,7 @@ def fit(
         state.module = fabric.setup_module(state.network)
     stream = _stream(source, state, settings, seed, engine)
     state.module.train()
-    while state.step < settings.steps and not (settings.patience and state.stale >= settings.patience):
+    while state.step < settings.steps and not _exhausted(state, settings):
         step = state.step
         seed_global(derive(seed, "network", step, engine.rank), device)  # dropout draws from the global generator
         state.optimizer.zero_grad(set_to_none=True)
@@ -148,6 +148,7 @@ def fit(
             state.module.train()
             improved = state.score < state.best
             state.best, state.stale = min(state.score, state.best), 0 if improved else state.stale + 1
+            over = over or _exhausted(state, settings)
         if row:
             log({"step": state.step} | row)
         if state.step % settings.checkpoint_every == 0 or over or (state.score is not None and state.stale == 0):
@@ -159,6 +160,10 @@ def fit(
                 keep()
             raise ending
     return state
+
+
+def _exhausted(state: TrainState, settings: TrainSettings) -> bool:
+    return settings.patience is not None and state.stale >= settings.patience
 
 
 def _stream(source: Source, state: TrainState, settings: TrainSettings, seed: int, engine: Engine) -> Iterator[Batch]:
