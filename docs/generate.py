@@ -18,7 +18,12 @@ NOTE = "<!-- Written by docs/generate.py; `make docs` renews it. -->\n\n"
 
 def commands() -> str:
     """Every verb's help text."""
-    texts = [("platform", ["--help"])] + [(f"platform {verb}", [verb, "--help"]) for verb in COMMANDS]
+    texts = [("platform", ["--help"])]
+    for verb in COMMANDS:
+        texts.append((f"platform {verb}", [verb, "--help"]))
+        command = group.get_command(click.Context(group), verb)
+        for below in command.commands if isinstance(command, click.Group) else ():
+            texts.append((f"platform {verb} {below}", [verb, below, "--help"]))
     page = "# Commands\n\n" + NOTE
     for title, arguments in texts:
         shown = CliRunner().invoke(group, arguments, prog_name="platform", terminal_width=100).output
@@ -31,7 +36,8 @@ def hooks() -> str:
     page = "# Hooks\n\n" + NOTE + inspect.cleandoc(hookspecs.__doc__ or "") + "\n"
     for name, function in vars(hookspecs).items():
         if hasattr(function, f"{PROJECT}_spec"):
-            page += f"\n## `{name}(register)`\n\n{inspect.cleandoc(function.__doc__ or '')}\n"
+            arguments = ", ".join(inspect.signature(function).parameters)
+            page += f"\n## `{name}({arguments})`\n\n{inspect.cleandoc(function.__doc__ or '')}\n"
     return page
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 import flowplat
 from flowcore import errors
 from flowplat.cli.main import group
+from flowplat.export import export
 from flowplat.runner import Finished
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,12 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return flowplat.run("images", preset="digits-by-class", out=out, smoke=True)
 
 
+@pytest.fixture(scope="session")
+def smoke_model(smoke_run: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model exported of it, for commands that want one."""
+    return export(smoke_run.folder, tmp_path_factory.mktemp("docs") / "digits")
+
+
 @pytest.fixture
 def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's working folder, with twelve pictures of two kinds in it."""
@@ -57,8 +64,10 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("page", "line"), console_lines())
-def test_every_command_of_the_docs_runs(page: str, line: str, smoke_run: Finished, user_folder: Path) -> None:
-    words = line.replace("RUN", str(smoke_run.folder)).split()
+def test_every_command_of_the_docs_runs(
+    page: str, line: str, smoke_run: Finished, smoke_model: Path, user_folder: Path
+) -> None:
+    words = line.replace("RUN", str(smoke_run.folder)).replace("MODEL", str(smoke_model)).split()
     if words[0] == "run" and "--smoke" not in words:
         words.append("--dry-run")  # checks config, data and network; the training itself is tested elsewhere
     result = CliRunner().invoke(group, words, catch_exceptions=False, standalone_mode=False)

@@ -1,10 +1,12 @@
 """What is quick stays quick: nothing heavy is imported before it is needed."""
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +49,20 @@ def test_an_entry_module_is_light(plugin: str, tmp_path: Path) -> None:
     assert tops(loaded(f"import {PLUGINS[plugin]}", tmp_path)) - already <= {package, "flowcore", "pluggy"}
 
 
-@pytest.mark.parametrize("line", ["--help", "run --help", "sample --help", "--version"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--help",
+        "run --help",
+        "sample --help",
+        "runs --help",
+        "runs prune --help",
+        "export --help",
+        "publish --help",
+        "pull --help",
+        "--version",
+    ],
+)
 def test_help_is_light(line: str, tmp_path: Path) -> None:
     found = tops(loaded(command(*line.split()), tmp_path))
     assert "click" in found
@@ -58,6 +73,15 @@ def test_list_is_light_and_imports_no_plugin(tmp_path: Path) -> None:
     found = tops(loaded(command("list"), tmp_path))
     assert not found & {*HEAVY, "pydantic"}
     assert not {name for name in found if name.startswith("flowplat_")}
+
+
+def test_looking_at_runs_is_light(smoke: Any, tmp_path: Path) -> None:
+    shutil.copytree(smoke.folder, tmp_path / "runs" / "images" / "digits" / "20260101T000000Z-aaaaaa")
+    (tmp_path / "runs" / "images" / "digits" / "20260102T000000Z-bbbbbb").mkdir()
+    for line in ("runs list --json", "runs list", "runs show 2026", "runs compare last 2026", "runs prune"):
+        found = tops(loaded(command(*line.split()), tmp_path))
+        assert "flowplat" in found
+        assert not found & {*HEAVY, "pydantic"}
 
 
 def test_registering_every_plugin_is_light(tmp_path: Path) -> None:

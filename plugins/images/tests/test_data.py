@@ -1,4 +1,5 @@
 import io
+import json
 import logging
 import struct
 import zipfile
@@ -266,6 +267,49 @@ def test_the_spec_and_the_classes_are_known_without_decoding(tmp_path):
     assert images.condition(3, "dog").tolist() == [1, 1, 1]
     with pytest.raises(InputError):
         images.train()
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz", "tiny", "unlabelled"])
+def test_the_facts_stand_for_the_files(tmp_path, kind):
+    pictures_ = lay(tmp_path, {f"{name}/{i}.png": 10 * i for name in ("cat", "dog") for i in range(2)})
+    labelled = kind != "unlabelled"
+    if kind == "npz":
+        images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array(["cat", "dog", "cat", "dog"])
+        np.savez(tmp_path / "all.npz", images=images, labels=labels)
+        config = NpzConfig(path=tmp_path / "all.npz", conditional=True)
+        known = Npz(config)
+    else:
+        config = FolderConfig(path=pictures_, size=8, channels=1, conditional=labelled)
+        known = Folder(config).tiny() if kind == "tiny" else Folder(config)
+    facts = json.loads(json.dumps(known.facts()))
+    gone = config.model_copy(update={"path": tmp_path / "gone"})
+    alone = (Npz if kind == "npz" else Folder)(gone, facts)
+    assert alone.spec() == known.spec()
+    assert alone.names == known.names == ["cat", "dog"]
+    x = torch.linspace(-1, 1, 4 * alone.spec().state.shape[0] * 64).view(4, -1, 8, 8)
+    condition = alone.condition(4, "dog,cat" if labelled else None)
+    assert (condition is None) == (not labelled)
+    for name, one in (("one", known), ("two", alone)):
+        (tmp_path / name).mkdir()
+        one.write(Batch(x, condition), tmp_path / name)
+    written = [sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*")) for n in ("one", "two")]
+    assert written[0] == written[1]
+    for path in written[0]:
+        if (tmp_path / "one" / path).is_file():
+            assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
+    assert alone.show(Batch(x, condition)) == known.show(Batch(x, condition))
+    with pytest.raises(InputError):
+        alone.train()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [[], {}, "x", {"shape": [1, 8], "names": []}, {"shape": [1, 0, 8], "names": []}, {"shape": [1, 8, 8], "names": 3},
+     {"shape": [1, 8, 8], "names": [], "more": 1}],
+)  # fmt: skip
+def test_facts_that_cannot_be_are_refused(facts):
+    with pytest.raises(ValidationError):
+        Digits(DigitsConfig(), facts)
 
 
 @pytest.mark.parametrize(("share", "train", "val"), [(0.0, 100, 100), (0.1, 90, 10), (0.004, 100, 100), (0.999, 1, 99)])

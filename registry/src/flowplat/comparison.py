@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flowcore.errors import InputError
-from flowplat.plain_yaml import parse
 from flowplat.runs import Run, shown
 
 
@@ -64,6 +63,8 @@ def measured(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _config(run: Run) -> dict[str, Any]:
+    from flowplat.plain_yaml import parse
+
     path = run.folder / "config.yaml"
     try:
         found = parse(path.read_text(encoding="utf-8"), str(path))
