@@ -5,9 +5,11 @@ as a pure function of (seed, step, rank), so loaders, workers and resumed runs a
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from multiprocessing.util import Finalize
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -187,7 +189,7 @@ def batches(
     share: Share = Share(),
     workers: int = 0,
     pin: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The parts of batches number ``start`` to ``stop - 1`` that ``share`` names, in order.
 
     Each depends on (seed, step, rank, part) alone, and the rows of a step are the same however they are shared out.
@@ -203,14 +205,37 @@ def batches(
     # forked where that can be: a source may hold functions, which no pickle carries to a spawned process
     context = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     draws = generator(seed, "loader")  # the loader seeds its workers from it; no batch draws from that
-    return iter(
-        DataLoader(
-            parts,
-            batch_size=None,
-            sampler=items,
-            num_workers=workers,
-            generator=draws,
-            multiprocessing_context=context,
-            pin_memory=pin,
-        )
+    unwanted = multiprocessing.get_context(context).RawValue("b", 0)
+    loader = DataLoader(
+        parts,
+        batch_size=None,
+        sampler=items,
+        num_workers=workers,
+        generator=draws,
+        multiprocessing_context=context,
+        pin_memory=pin,
+        worker_init_fn=partial(_stay, unwanted),
     )
+    return _until_closed(loader, unwanted)
+
+
+def _until_closed(loader: DataLoader[Batch], unwanted: Any) -> Generator[Batch]:
+    # at exit before multiprocessing ends its processes by SIGTERM and waits for them
+    end = Finalize(None, setattr, (unwanted, "value", 1), exitpriority=100)
+    try:
+        yield from loader
+    finally:
+        end()
+
+
+def _stay(unwanted: Any, worker: int) -> None:
+    """Have a worker live through the Ctrl-C or SIGTERM that a terminal or a batch system sends to every process of a
+    run: the step under way still needs its batches, and the run ends its workers when it ends."""
+
+    def obey(number: int, frame: Any) -> None:
+        if unwanted.value:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, obey)

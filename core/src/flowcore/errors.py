@@ -8,6 +8,7 @@ class FlowError(Exception):
     """The run failed. Exit code 1; the other codes are the subclasses below."""
 
     exit_code = 1
+    echo = False  # whether another process of the run tells the same
 
 
 class UsageError(FlowError):

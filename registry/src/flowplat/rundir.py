@@ -37,8 +37,8 @@ class RunDir:
 
     @staticmethod
     def refuse_used(out: Path | None) -> None:
-        """Raise ``InputError`` when ``out`` holds something already."""
-        if out is not None and out.is_dir() and any(out.iterdir()):
+        """Raise ``InputError`` when ``out`` holds something already; what a start that was killed left is nothing."""
+        if out is not None and out.is_dir() and any(not _left(path) for path in out.iterdir()):
             raise InputError(f"{out} is not empty; name a new folder with --out, or go on with its run by --resume")
 
     @classmethod
@@ -67,10 +67,11 @@ class RunDir:
         """
         lock = FileLock(self.lock, timeout=0)
         try:
-            with files.refusals(f"the run folder {self.folder} cannot be written"):
-                lock.acquire()
+            lock.acquire()
         except Timeout:
             raise MachineError(f"{self.folder} is in use: another process trains in it{self._holder()}") from None
+        except OSError as error:
+            raise MachineError(f"the run folder {self.folder} cannot be written: {error}") from error
         try:
             for folder in (self.folder, self.eval, self.checkpoints):
                 files.tidy(folder)
@@ -135,6 +136,10 @@ class _Quiet(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
+
+
+def _left(path: Path) -> bool:
+    return path.name == ".lock" or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def write_json(path: Path, data: Any) -> None:

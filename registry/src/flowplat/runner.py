@@ -88,7 +88,9 @@ def execute(config: RunConfig, out: Path | None, resume: bool = False) -> Finish
             preset = (config.preset or "config").replace("/", "-")
             run = RunDir(out) if resume and out is not None else RunDir.create(config.plugin, preset, out)
             held.enter_context(run.held())
-            files.write(run.config, to_yaml(config))
+            if not run.config.exists():
+                with files.refusals(f"{run.config} cannot be written"):
+                    files.write(run.config, to_yaml(config))
             return run
 
         run = engine.first(place)
@@ -193,11 +195,14 @@ class _Session:
         """Everything that is written before training; in the first process."""
         self.held.enter_context(self.run.logging())
         before = self.run.record() if self.resume else {}
-        self.record = provenance.collect(self.experiment, before)
-        if before and before.get("data") != self.record["data"]:
+        record = provenance.collect(self.experiment, before)
+        if before and before.get("data") != record["data"]:
             raise UsageError(
                 f"the data is not what the run in {self.run.folder} was begun with: its fingerprint has changed"
             )
+        self.record = record  # from here on the run's own records are written, how it ends among them
+        if self.resume:
+            files.write(self.run.config, to_yaml(self.config))
         write_json(self.run.provenance, self.record)
         log.info("run folder %s", self.run.folder)
         name = f"{self.config.plugin}/{self.config.preset or 'config'}/{self.run.folder.name}"
@@ -234,22 +239,26 @@ class _Session:
                 log.info("saved %s", folder.name)
                 self._watch("checkpoint_saved", step=state.step, folder=folder)
 
+            def asked() -> BaseException | None:
+                number = engine.agree(came[0] if came else 0)
+                return signals.KINDS[signal.Signals(number)]() if number else None
+
             def after(step: int) -> BaseException | None:
                 bar.update()
                 self._watch("after_step", step=step, row=dict(last) or None)
                 last.clear()
-                number = engine.agree(came[0] if came else 0)
-                if not number:
-                    return None
-                if self.first:
+                if (ending := asked()) and self.first:
                     bar.write(f"interrupted: saving step {step}; once more within 5 s stops at once", file=sys.stderr)
-                return signals.KINDS[signal.Signals(number)]()
+                return ending
 
             validate = self.experiment.validate if config.train.validate_every else None
             fit(
                 state, self.experiment.loss, self.experiment.source, config.train, config.seed,
                 logged, saved, after, validate, engine,
             )  # fmt: skip
+            for _ in range(2):  # of several processes one may have been asked at the last step, and the others not know
+                if ending := asked():
+                    raise ending
 
     def _go_on(self, state: TrainState) -> None:
         """Bring ``state`` to the newest whole checkpoint; to step 0 where the run has not saved any."""

@@ -25,7 +25,7 @@ from lightning_fabric.plugins.environments import (
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
-from flowcore.errors import MachineError, UsageError
+from flowcore.errors import FlowError, MachineError, UsageError
 from flowcore.training.settings import EngineSettings
 
 T = TypeVar("T")
@@ -92,16 +92,22 @@ class Engine:
         if self.world == 1:
             return work()
         outcome: list[Any] = [None, None]
+        raised: Exception | None = None
         if self.rank == 0:
             try:
                 outcome[0] = work()
             except Exception as error:
-                outcome[1] = error
+                raised, code = error, 4 if isinstance(error, OSError) else 1
+                outcome[1] = str(error), getattr(error, "exit_code", code)  # the others need only know how to end
         dist.broadcast_object_list(outcome, 0, group=self._group)
-        if isinstance(outcome[1], Exception):
-            outcome[1].echo = self.rank > 0  # told by the first process already
-            raise outcome[1]
-        return outcome[0]  # type: ignore[no-any-return]
+        if raised is not None:
+            raise raised
+        if outcome[1] is not None:
+            failed = FlowError(outcome[1][0])
+            failed.exit_code, failed.echo = outcome[1][1], True
+            raise failed
+        result: T = outcome[0]
+        return result
 
     def gather(self, mine: T) -> list[T] | None:
         """What every process brings, in the order of ranks, on the first process; None on the others."""

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,65 +101,66 @@ def fit(
         losses: list[float] = engine.mean(recent[:count].clone()).tolist()
         for place, value in enumerate(losses, 1):
             if not math.isfinite(value):
-                raise _diverged(f"the loss is {value}", state.step - count + place)
+                raise _diverged(f"the loss is {value}", state.step - count + place, engine)
         return losses
 
     def keep() -> None:
         state.losses = unsaid()
         if not _finite(parameters, engine):
-            raise _diverged("a weight is not finite", state.step)
+            raise _diverged("a weight is not finite", state.step, engine)
         save(state)
 
     if state.module is None:
         state.module = fabric.setup_module(state.network)
-    stream = _stream(source, state, settings, seed, engine)
-    state.module.train()
-    while state.step < settings.steps and not _exhausted(state, settings):
-        step = state.step
-        seed_global(derive(seed, "network", step, engine.rank), device)  # dropout draws from the global generator
-        state.optimizer.zero_grad(set_to_none=True)
-        total: Tensor | None = None
-        for part in range(parts):
-            batch = next(stream).to(device)
-            draws = generator(seed, "loss", step, engine.rank, part, device=device)
-            with fabric.no_backward_sync(state.module, enabled=part < parts - 1):
-                value = loss(state.module, batch, draws).mean()
-                fabric.backward(value if parts == 1 else value / parts)
-            total = value.detach() if total is None else total + value.detach()
-        recent[count] = total if parts == 1 else total / parts  # type: ignore[assignment, operator]
-        count += 1
-        norm = _clip(state, settings, fabric)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate(settings, step)
-        state.optimizer.step()
-        torch.autograd.graph.increment_version(parameters)  # a fused step does not; a Field knows new weights by it
-        state.ema.update_parameters(state.network)
-        state.step += 1
-        over, row, pause = state.step == settings.steps, {}, time.perf_counter()
-        state.score = None
-        if state.step % settings.log_every == 0 or over:
-            losses = unsaid()
-            speed = (state.step - since) * settings.batch_size / (pause - clock)
-            row = {"loss": math.fsum(losses) / len(losses), "grad_norm": float(norm), "lr": rate(settings, step),
-                   "samples_per_s": round(speed, 1)}  # fmt: skip
-            since, count = state.step, 0
-            clock = pause = time.perf_counter()
-        if validate is not None and settings.validate_every and (state.step % settings.validate_every == 0 or over):
-            state.score = row["val_loss"] = validate(state.ema.module)
-            state.module.train()
-            improved = state.score < state.best
-            state.best, state.stale = min(state.score, state.best), 0 if improved else state.stale + 1
-            over = over or _exhausted(state, settings)
-        if row:
-            log({"step": state.step} | row)
-        if state.step % settings.checkpoint_every == 0 or over or (state.score is not None and state.stale == 0):
-            keep()
-            saved = state.step
-        clock += time.perf_counter() - pause  # the speed is that of training alone
-        if (ending := after_step(state.step)) is not None:
-            if saved < state.step:
+    with closing(_stream(source, state, settings, seed, engine)) as stream:
+        state.module.train()
+        while state.step < settings.steps and not _exhausted(state, settings):
+            step = state.step
+            seed_global(derive(seed, "network", step, engine.rank), device)  # dropout draws from the global generator
+            state.optimizer.zero_grad(set_to_none=True)
+            total: Tensor | None = None
+            for part in range(parts):
+                batch = next(stream).to(device)
+                draws = generator(seed, "loss", step, engine.rank, part, device=device)
+                with fabric.no_backward_sync(state.module, enabled=part < parts - 1):
+                    value = loss(state.module, batch, draws).mean()
+                    fabric.backward(value if parts == 1 else value / parts)
+                total = value.detach() if total is None else total + value.detach()
+            recent[count] = total if parts == 1 else total / parts  # type: ignore[assignment, operator]
+            count += 1
+            norm = _clip(state, settings, fabric)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate(settings, step)
+            state.optimizer.step()
+            torch.autograd.graph.increment_version(parameters)  # a fused step does not; a Field knows new weights by it
+            state.ema.update_parameters(state.network)
+            state.step += 1
+            over, row, pause = state.step == settings.steps, {}, time.perf_counter()
+            state.score = None
+            if state.step % settings.log_every == 0 or over:
+                losses = unsaid()
+                speed = (state.step - since) * settings.batch_size / (pause - clock)
+                row = {"loss": math.fsum(losses) / len(losses), "grad_norm": float(norm), "lr": rate(settings, step),
+                       "samples_per_s": round(speed, 1)}  # fmt: skip
+                if state.step % settings.log_every == 0:  # a run that goes on past its end has its rows where they were
+                    since, count = state.step, 0
+                clock = pause = time.perf_counter()
+            if validate is not None and settings.validate_every and (state.step % settings.validate_every == 0 or over):
+                state.score = row["val_loss"] = validate(state.ema.module)
+                state.module.train()
+                improved = state.score < state.best
+                state.best, state.stale = min(state.score, state.best), 0 if improved else state.stale + 1
+                over = over or _exhausted(state, settings)
+            if row:
+                log({"step": state.step} | row)
+            if state.step % settings.checkpoint_every == 0 or over or (state.score is not None and state.stale == 0):
                 keep()
-            raise ending
+                saved = state.step
+            clock += time.perf_counter() - pause  # the speed is that of training alone
+            if (ending := after_step(state.step)) is not None:
+                if saved < state.step:
+                    keep()
+                raise ending
     return state
 
 
@@ -166,7 +168,7 @@ def _exhausted(state: TrainState, settings: TrainSettings) -> bool:
     return settings.patience is not None and state.stale >= settings.patience
 
 
-def _stream(source: Source, state: TrainState, settings: TrainSettings, seed: int, engine: Engine) -> Iterator[Batch]:
+def _stream(source: Source, state: TrainState, settings: TrainSettings, seed: int, engine: Engine) -> Generator[Batch]:
     """The batches that are still to come, as near to the device as they can be had."""
     share = Share(engine.rank, engine.world, settings.accumulate)
     if settings.batch_size % (share.world * share.parts):
@@ -203,7 +205,9 @@ def _clip(state: TrainState, settings: TrainSettings, fabric: Any) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _diverged(what: str, step: int) -> FlowError:
-    return FlowError(
+def _diverged(what: str, step: int, engine: Engine) -> FlowError:
+    error = FlowError(
         f"{what} at step {step}: lower train.lr or train.clip, or look at the data for values that are not finite"
     )
+    error.echo = engine.rank > 0  # it is the mean over the processes, and they all know
+    return error
