@@ -235,7 +235,8 @@ class _Session:
 
             def saved(state: TrainState) -> None:
                 folder = checkpoints.save(run.checkpoints, state, engine, plain(config))
-                engine.first(lambda: checkpoints.prune(run.checkpoints, config.train.keep, config.train.keep_best))
+                keep, best = config.train.keep, config.train.keep_best
+                engine.first(lambda: checkpoints.prune(run.checkpoints, keep, best, folder))
                 log.info("saved %s", folder.name)
                 self._watch("checkpoint_saved", step=state.step, folder=folder)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -97,16 +98,19 @@ def _write(folder: Path, name: str, parts: dict[str, dict[str, Tensor]], record:
 def load(checkpoint: Path, state: TrainState, engine: Engine | None = None) -> dict[str, Any]:
     """Bring ``state`` to a verified checkpoint; returns its ``config``. Every process calls it and reads the files.
 
-    Raises ``UsageError`` where weights or optimiser do not fit the network.
+    Raises ``UsageError`` where weights or optimiser do not fit the network, ``IntegrityError`` where a file with the
+    right hash is not what it should be: somebody has put it there.
     """
     engine = engine or Engine()
-    record = json.loads((checkpoint / "state.json").read_text())
-    whole = StateDictOptions(full_state_dict=True)
-    tensors = load_file(checkpoint / "optim.safetensors")
     try:
-        for network, name in ((state.network, "model"), (state.ema.module, "ema")):
-            weights: dict[str, Any] = load_file(checkpoint / f"{name}.safetensors")
-            set_model_state_dict(network, weights, options=whole)
+        record = json.loads((checkpoint / "state.json").read_text())
+        model, mean, tensors = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema", "optim"))
+    except (ValueError, SafetensorError) as error:
+        raise IntegrityError(f"{checkpoint} holds a file that is not safe to read: {_line(error)}") from error
+    whole = StateDictOptions(full_state_dict=True)
+    try:
+        for network, weights in ((state.network, model), (state.ema.module, mean)):
+            set_model_state_dict(network, dict[str, Any](weights), options=whole)
         optimizer = _unflatten(tensors, record["optimizer"])
         set_optimizer_state_dict(state.network, _plain(state.optimizer), optimizer, options=whole)
     except (RuntimeError, KeyError, ValueError) as error:
@@ -183,11 +187,17 @@ def best(folder: Path) -> list[Path]:
     return [checkpoint for *_, checkpoint in sorted(scored)]
 
 
-def prune(folder: Path, keep: int | None, keep_best: int) -> None:
-    """Delete all but the ``keep`` newest checkpoints, None for all, and the ``keep_best`` of lowest validation loss."""
-    if keep is None:
-        return
-    kept = {*found(folder)[:keep], *best(folder)[:keep_best]}
+def prune(folder: Path, keep: int | None, keep_best: int, newest: Path | None = None) -> None:
+    """Delete all but the ``keep`` newest checkpoints, None for all, and the ``keep_best`` of lowest validation loss.
+
+    ``newest`` is the one just saved. What is of later steps is damaged, or the run would have gone on from there: it
+    counts for nothing and goes too.
+    """
+
+    def past(checkpoints: list[Path]) -> list[Path]:
+        return [checkpoint for checkpoint in checkpoints if newest is None or checkpoint.name <= newest.name]
+
+    kept = {*past(found(folder))[:keep], *past(best(folder))[:keep_best]}
     for checkpoint in found(folder):
         if checkpoint not in kept:
             gone = folder / f".{checkpoint.name}.old.tmp"  # never half a checkpoint under its name
