@@ -284,6 +284,23 @@ def test_single_precision_states_stay_in_single_precision():
 # the inverse of alpha : sigma
 
 
+@pytest.mark.parametrize(
+    ("source", "data"),
+    [(torch.float32, torch.float64), (torch.float64, torch.float32), (torch.complex128, torch.complex128)],
+    ids=str,
+)
+def test_straight_lines_join_states_of_any_dtypes_and_end_exactly_at_the_data(source, data):
+    path = paths.linear()
+    x0, x1 = (torch.randn(4, 3, generator=generator(i), dtype=kind) for i, kind in enumerate((source, data)))
+    t = torch.tensor([0.0, 0.3, 0.7, 1.0], dtype=torch.float64)
+    x = path.interpolate(x0, x1, t)
+    torch.testing.assert_close(x, t[:, None].to(data) * x1 + (1 - t[:, None].to(data)) * x0)
+    same = x0.to(data)
+    x = path.interpolate(same, x1, t)
+    assert torch.equal(x[0], same[0])
+    assert torch.equal(x[3], x1[3])
+
+
 @each_path
 @pytest.mark.parametrize("scale", [1.0, 0.2, 7.0])
 def test_the_inverse_finds_the_time_of_a_ratio_whatever_its_scale(path, scale):

@@ -23,7 +23,7 @@ def l2() -> Metric:
     """|prediction - target|^2 averaged over all but the first dimension: (B, ...) -> (B,)."""
 
     def metric(prediction: Tensor, target: Tensor) -> Tensor:
-        return (prediction - target).square().reshape(len(target), -1).mean(1)
+        return _rows((prediction - target).square()).mean(1)
 
     return metric
 
@@ -35,12 +35,17 @@ def pseudo_huber(c: float = 0.00054) -> Metric:
     """
 
     def metric(prediction: Tensor, target: Tensor) -> Tensor:
-        difference = (prediction - target).reshape(len(target), -1)
+        difference = _rows(prediction - target)
         n = difference.shape[1]
         squared = difference.square().sum(1)
         return squared / ((squared + (c * n) ** 2).sqrt() + c * n) / n  # the difference of roots, without cancellation
 
     return metric
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, ...) as (B, n), which costs nothing, forward or backward, where it is that already."""
+    return x if x.ndim == 2 else x.reshape(len(x), -1)
 
 
 def matching_loss(

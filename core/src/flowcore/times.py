@@ -32,7 +32,7 @@ class Times:
         if self.stratified:
             order = torch.randperm(n, generator=generator, device=device)
             u = (order + u) / n
-        return self.quantile(u).clamp(MARGIN, 1 - MARGIN)
+        return self.quantile(u).clamp_(MARGIN, 1 - MARGIN)
 
     def weights(self, t: Tensor) -> Tensor | None:
         """1 / density(t) where ``importance`` is set, else None: the factor on the loss at t."""
