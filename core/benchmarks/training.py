@@ -59,7 +59,7 @@ class Convolutions(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.enter, self.leave = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 3, 3, padding=1)
-        self.blocks = nn.ModuleList(Block(channels) for _ in range(8))
+        self.blocks = nn.ModuleList(Block(channels) for _ in range(4))
 
     def forward(self, x: Tensor, t: Tensor, condition: Any = None) -> Tensor:
         x = self.enter(x)
@@ -127,7 +127,8 @@ def measure(make: Callable[[], nn.Module], data: Tensor, steps: int, device: str
     torch.manual_seed(0)
     plain, engine = make().to(device), Engine(EngineSettings(accelerator=device))  # type: ignore[arg-type]
     torch.manual_seed(0)
-    hand, block = by_hand(plain, data.to(device), 0), ours(make(), data, 0, engine)
+    data = data.to(device)
+    hand, block = by_hand(plain, data, 0), ours(make(), data, 0, engine)
     best = [float("inf")] * 2
     works: list[Callable[[], Any]] = [lambda: next(hand), block]
     for work in works:
@@ -154,7 +155,7 @@ def main() -> None:
         f"MLP of width {width}": (lambda width=width: Net(64, width), points) for width in (64, 256, 512)
     }
     if options.device == "cuda":
-        cases |= {f"convolutions of {c} channels": (lambda c=c: Convolutions(c), images) for c in (32, 128)}
+        cases |= {f"convolutions of {c} channels": (lambda c=c: Convolutions(c), images) for c in (32, 64)}
     print(f"torch {torch.__version__}, {options.device}, batch {BATCH}, {steps} steps each")
     for name, (make, data) in cases.items():
         hand, loop = measure(make, data, steps, options.device)

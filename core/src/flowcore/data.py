@@ -104,6 +104,9 @@ class Rows:
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """See ``Source.batch``."""
 
+        device = first_leaf(self.all.x1).device
+        rows = rows.to(device, non_blocking=True)  # a GPU that holds the samples is not waited for
+
         def take(value: Any) -> Any:
             return None if value is None else tree_map(lambda leaf: leaf[rows], value)
 

@@ -37,7 +37,7 @@ def train(folder: Path, data: Path, *settings: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "flowplat", "run", "images", "data=npz", f"data.path={data}", "network=unet"]
     done = subprocess.run([*command, *quick, *settings, "--out", str(folder)], capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(settings)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{' '.join(settings)} ended with {done.returncode}:\n{done.stderr[-1500:]}")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     quarter = len(rows) // 4
     hardware = json.loads((folder / "provenance.json").read_text())["hardware"]
@@ -75,20 +75,21 @@ def main() -> None:
         f"{options.devices} devices": [f"engine.devices={options.devices}"],
         f"{options.devices} devices, fsdp": [f"engine.devices={options.devices}", "engine.strategy=fsdp"],
     }
+    found: dict[str, dict[str, Any]] = {}
+    print(f"UNet {options.channels}, batch {options.batch}, {options.precision}", flush=True)
     with tempfile.TemporaryDirectory() as place:
         data = decoded(options.data, Path(place) / "cifar.npz", options.limit)
-        found = {name: train(Path(place) / name.replace(" ", "-"), data, *settings, *more)
-                 for name, more in wanted.items()}  # fmt: skip
-    base = found["1 device"]
-    print(f"UNet {options.channels}, batch {options.batch}, {options.precision}, {base['gpu']}")
-    for name, run in found.items():
-        apart = max(abs(a / b - 1) for a, b in zip(run["losses"], base["losses"], strict=True))
-        run |= {"speedup": run["samples_per_s"] / base["samples_per_s"], "losses_apart": apart}
-        losses = " ".join(f"{loss:.4f}" for loss in run["losses"])
-        print(f"  {name:20} {run['samples_per_s']:9.0f} images/s  {run['speedup']:5.2f} x   losses {losses}"
-              f"   apart {100 * apart:.2f} %")  # fmt: skip
-    if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        for name, more in wanted.items():
+            run = train(Path(place) / name.replace(" ", "-"), data, *settings, *more)
+            base = found.setdefault("1 device", run)
+            apart = max(abs(a / b - 1) for a, b in zip(run["losses"], base["losses"], strict=True))
+            speedup = run["samples_per_s"] / base["samples_per_s"]
+            found[name] = run | {"speedup": speedup, "losses_apart": apart}
+            losses = " ".join(f"{loss:.4f}" for loss in run["losses"])
+            print(f"  {name:20} {run['samples_per_s']:9.0f} images/s  {speedup:5.2f} x   losses {losses}"
+                  f"   apart {100 * apart:.2f} %   {run['gpu']}", flush=True)  # fmt: skip
+            if options.out is not None:
+                options.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the first process, ``first(work)``.
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -61,6 +61,8 @@ class Engine:
             plugins=[_precision(settings.precision, accelerator), *([environment] if several else [])],
         )
         self.device = self.fabric.device
+        if several and accelerator == "cuda":  # Fabric wraps the network on a stream of its own, to no harm
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         self._group: Any = None  # of the processors, beside the GPUs' own: what is said there waits for no kernel
         self._said: tuple[Any, Tensor] | None = None
 
@@ -170,9 +172,22 @@ def _place(settings: EngineSettings) -> tuple[Any, int, ClusterEnvironment]:
         local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         return local, world // local, TorchElasticEnvironment()
     if _under_srun():
-        nodes = int(os.environ.get("SLURM_NNODES", 1))
-        return int(os.environ["SLURM_NTASKS"]) // nodes, nodes, SLURMEnvironment(auto_requeue=False)
+        nodes, tasks = int(os.environ.get("SLURM_NNODES", 1)), int(os.environ["SLURM_NTASKS"])
+        if tasks % nodes:
+            raise UsageError(f"srun started {tasks} processes on {nodes} machines; start as many on each")
+        return tasks // nodes, nodes, _Slurm(auto_requeue=False)
     return settings.devices, settings.num_nodes, LightningEnvironment()
+
+
+class _Slurm(SLURMEnvironment):
+    """Fabric's own compares srun's options with its arguments, and refuses --ntasks; here they are read from srun."""
+
+    @staticmethod
+    def _validate_srun_variables() -> None:
+        pass
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        pass
 
 
 def _under_srun() -> bool:
@@ -195,8 +210,14 @@ def _shard(network: nn.Module, mesh: Any) -> nn.Module:
     """Fully sharded data parallelism: each large block by itself, so that one at a time is whole."""
     from torch.distributed.fsdp import fully_shard
 
-    for block in network.children():
-        if sum(p.numel() for p in block.parameters()) >= LARGE:
-            fully_shard(block, mesh=mesh["data_parallel"])
+    def blocks(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            if isinstance(child, nn.ModuleList | nn.ModuleDict):  # only hold others, and are never called
+                yield from blocks(child)
+            elif sum(p.numel() for p in child.parameters()) >= LARGE:
+                yield child
+
+    for block in blocks(network):
+        fully_shard(block, mesh=mesh["data_parallel"])
     fully_shard(network, mesh=mesh["data_parallel"])
     return network

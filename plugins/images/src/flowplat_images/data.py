@@ -110,10 +110,10 @@ class Part:
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """See ``Source.batch``."""
-        mine = self.rows[rows.to(self.rows.device)]
+        mine = self.rows[rows.to(self.rows.device, non_blocking=True)]
         x = pictures.scaled(self.loaded.x[mine], self.loaded.white)
         if self.flip:
-            mirrored = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
+            mirrored = (torch.rand(len(x), generator=generator) < 0.5).to(x.device, non_blocking=True)
             x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
         if self.loaded.labels is None:
             return Batch(x)
