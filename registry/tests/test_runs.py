@@ -49,6 +49,10 @@ def test_sessions_are_the_records_own_or_the_one_there_was(make: Make) -> None:
     resumed = runs.read(make("20260101T000000Z-bbbbbb", sessions=sessions))
     assert resumed.sessions == sessions
     assert resumed.began.day == 9
+    for status, last in (("done", "done"), ("running", "killed")):
+        sessions = [{"status": "running", "pid": 1}, {"status": "interrupted"}, {"status": status, "pid": 2}]
+        killed = runs.read(make(f"20260102T000000Z-{status}", status=status, sessions=sessions))
+        assert [one["status"] for one in killed.sessions] == ["killed", "interrupted", last]
 
 
 def test_a_run_that_says_running_is_only_while_its_lock_is_held(make: Make, in_use: Any) -> None:

@@ -40,10 +40,14 @@ class Run:
     @property
     def sessions(self) -> list[dict[str, Any]]:
         """One entry each time it was started or resumed; a record without a list of them is one session."""
-        listed = self.record.get("sessions")
-        found = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+        found = [one for one in _list(self.record.get("sessions")) if isinstance(one, dict)]
         keys = ("argv", "started", "ended", "status", "exit_code")
-        return found or [{key: self.record[key] for key in keys if key in self.record}]
+        found = found or [{key: self.record[key] for key in keys if key in self.record}]
+        last = len(found) - (self.status != "killed")  # those before it are over, and what says otherwise was killed
+        return [
+            {**one, "status": "killed"} if number < last and one.get("status") == "running" else one
+            for number, one in enumerate(found)
+        ]
 
     @cached_property
     def began(self) -> datetime:
