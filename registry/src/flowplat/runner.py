@@ -100,7 +100,8 @@ def execute(config: RunConfig, out: Path | None, resume: bool = False) -> Finish
                 figures = session.carry_out(network)
             except BaseException as error:
                 raised, status, code = _ending(error, run)
-                log.error("%s: %s\n%s", type(error).__name__, error, traceback.format_exc())
+                if session.first:  # whose log.txt it goes to
+                    log.error("%s: %s\n%s", type(error).__name__, error, traceback.format_exc())
                 session.end(status, code, None)
                 if raised is error:
                     raise

@@ -50,8 +50,8 @@ def begin(network: nn.Module, settings: TrainSettings, engine: Engine | None = N
     mean.module.to(engine.device)
     called = torch.compile(network) if engine.settings.compile else network
     module = engine.fabric.setup_module(called)  # type: ignore[arg-type]
-    if engine.sharded:  # the average is sharded as the weights are
-        mean.module = engine.fabric.setup_module(mean.module)
+    if engine.sharded:  # the average is sharded in its place as the weights are; what Fabric returns has other names
+        engine.fabric.setup_module(mean.module)
     parameters = list(network.parameters())
     # torch has no fused step for complex weights, and a fused one hides the gradients that a scaler unscales to clip
     fused = all(p.is_floating_point() for p in parameters) and engine.settings.precision != "16-mixed"
