@@ -42,12 +42,20 @@ class Model:
         self, count: int, steps: int | None = None, seed: int | None = None, condition: str | None = None
     ) -> Batch:
         """``count`` samples; what is not given is as in the run's config."""
+        samples = self.draw(count, steps, seed, condition)
+        if samples is None:
+            raise UsageError("only the first of several processes has the samples; `draw` returns None on the others")
+        return samples
+
+    def draw(
+        self, count: int, steps: int | None = None, seed: int | None = None, condition: str | None = None
+    ) -> Batch | None:
+        """As ``sample``, dealt out to the processes that ``engine`` asks for; the first one has all, the others None."""
         config = self.experiment.config
         steps = config.sample.steps if steps is None else steps
         seed = config.seed if seed is None else seed
-        samples = self.experiment.sample(self.network, count, steps, seed, condition)
-        assert samples is not None  # as on all but the first of several processes, and a loaded model has one
-        return samples
+        self.experiment.engine.launch()
+        return self.experiment.sample(self.network, count, steps, seed, condition)
 
 
 def load(folder: str | Path, *overrides: str) -> Model:

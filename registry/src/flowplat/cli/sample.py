@@ -51,7 +51,10 @@ def command(
     if target.exists() and any(target.iterdir()):
         raise InputError(f"{target} is not empty; name a new folder with -o")
     with results_only():
-        samples = model.sample(count, steps, seed, condition)
+        samples = model.draw(count, steps, seed, condition)
+        model.experiment.engine.close()
+        if samples is None:
+            return
         target.mkdir(parents=True, exist_ok=True)
         model.data.write(samples, target)
         (target / "sheet.png").write_bytes(model.data.show(samples))
