@@ -362,6 +362,20 @@ def test_a_manifest_that_is_broken(content: bytes, model: Path) -> None:
         load(model)
 
 
+def test_a_manifest_of_a_newer_flowplat_says_so(model: Path) -> None:
+    reseal(model, format=99, flowplat="9.9")
+    with pytest.raises(IntegrityError, match=r"is of a newer flowplat, 9\.9"):
+        load(model)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml"])
+def test_a_model_without_its_parts_is_none(name: str, model: Path) -> None:
+    (model / name).unlink()
+    reseal(model)
+    with pytest.raises(IntegrityError, match=f"names no {name}"):
+        load(model)
+
+
 def test_a_manifest_that_is_no_file(model: Path, tmp_path: Path) -> None:
     path = model / "manifest.json"
     path.rename(tmp_path / "elsewhere")

@@ -62,7 +62,7 @@ def test_the_user_is_asked(make: Make, monkeypatch: pytest.MonkeyPatch, platform
     assert names() == {A}
     monkeypatch.setattr("click.confirm", lambda question, **_: True)
     assert platform("runs", "prune")[0] == 0
-    assert names() == set()
+    assert list(ROOT.iterdir()) == []
 
 
 def test_status_age_and_names_choose(make: Make) -> None:
@@ -98,6 +98,16 @@ def test_a_run_in_use_is_never_touched(make: Make, in_use: Any, platform: Platfo
         with pytest.raises(MachineError, match="in use"):
             prune.delete(doomed, ROOT)
     assert {path.name for path in folder.iterdir()} >= {"config.yaml", "provenance.json", "checkpoints"}
+
+
+def test_a_run_that_was_resumed_while_the_user_thought_stays(make: Make) -> None:
+    folder = make(A, status="interrupted")
+    doomed, _ = prune.choose(ROOT)
+    record = folder / "provenance.json"
+    record.write_text(record.read_text().replace("interrupted", "done"))
+    with pytest.raises(MachineError, match="has changed meanwhile"):
+        prune.delete(doomed, ROOT)
+    assert runs.read(folder).status == "done"
 
 
 def test_what_a_person_named_goes_only_by_name(make: Make, platform: Platform) -> None:
@@ -162,12 +172,19 @@ def test_a_disk_that_refuses_is_told_and_the_rest_goes(
             raise PermissionError(1, "Operation not permitted", str(path))
         rmtree(path, *arguments, **keywords)
 
+    scandir = os.scandir
+
+    def files_first(path: Any) -> Any:
+        return sorted(scandir(path), key=lambda one: one.is_dir()) if path == stuck else scandir(path)
+
     monkeypatch.setattr(shutil, "rmtree", refused)
+    monkeypatch.setattr(os, "scandir", files_first)
     code, out, err = platform("runs", "prune", "--yes")
     assert (code, out) == (4, "")
     assert f"{stuck} cannot be deleted: Operation not permitted" in err
     assert names() == {A}
     assert not (stuck / ".lock").exists()
+    assert {"config.yaml", "provenance.json"} <= set(os.listdir(stuck))  # which go last
     monkeypatch.undo()
     os.chdir(stuck.absolute().parents[3])
     assert platform("runs", "prune", "--yes")[0] == 0  # half gone, it is a run still
