@@ -70,12 +70,11 @@ def exact(condition_weight: float | None = None) -> Coupling:
 
     def couple(x0: State, x1: State, condition: State | None, generator: torch.Generator) -> Pairs:
         guard(condition)
-        partner = torch.arange(_count(x0, x1))
-        within = condition is not None and condition_weight == math.inf
-        for rows in _groups(_classes(condition)) if within else [partner.clone()]:
-            told = None if within or condition is None else _take(condition, rows)
-            cost = _cost(_take(x0, rows), _take(x1, rows), told, condition_weight)
-            partner[rows] = rows[_assign(cost)]
+        if condition is None or condition_weight != math.inf:
+            return _paired(x0, x1, _assign(_cost(x0, x1, condition, condition_weight)))
+        partner = torch.empty(_count(x0, x1), dtype=torch.long)
+        for rows in _groups(_classes(condition)):
+            partner[rows] = rows[_assign(_cost(_take(x0, rows), _take(x1, rows), None, None))]
         return _paired(x0, x1, partner)
 
     return couple
