@@ -49,7 +49,7 @@ $(VENV)/.platform: $(VENV)/.python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.platform
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev,hub]'
 	@touch $@
 
 $(VENV)/.plugin-%: $(VENV)/.platform plugins/%/pyproject.toml

@@ -95,7 +95,7 @@ def test_no_package_takes_a_name_that_is_taken(package: str) -> None:
 
 
 def test_nothing_shadows_the_standard_library() -> None:
-    hidden = {".git", ".venv", "build", "dist", "runs"}
+    hidden = {".git", ".venv", ".venv-bench", "build", "dist", "runs"}
     tops = [path for path in ROOT.iterdir() if path.name not in hidden]
     named = [*tops, *(path for top in tops if top.is_dir() for path in top.rglob("*"))]
     assert [str(path) for path in named if path.name in ("platform", "platform.py")] == []

@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from flowcore import files
 from flowcore.errors import InputError, MachineError
 
@@ -65,7 +63,9 @@ class RunDir:
 
         The system lets go of the lock however the process ends. Raises ``MachineError`` where another holds it.
         """
-        lock = FileLock(self.lock, timeout=0)
+        from filelock import FileLock, Timeout  # a tenth of a second that listing runs need not pay
+
+        lock = FileLock(self.lock, timeout=1)  # who only looks whether it is held, holds it for an instant
         try:
             lock.acquire()
         except Timeout:
