@@ -521,7 +521,7 @@ def test_gibbs_warns_once_of_a_small_effective_sample_size():
         gibbs(20.0)(x0, x1, None, draws())
 
 
-# draws, devices, errors
+# draws, errors
 
 
 FACTORIES = [independent, exact, entropic, unbalanced, gibbs]
@@ -569,23 +569,6 @@ def test_pairs_come_back_in_the_shape_dtype_and_order_they_were_given(make, dtyp
     for one, given in zip(leaves(pairs.x0), leaves(x0), strict=True):
         assert one.shape == given.shape
         assert one.dtype == given.dtype
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("make", FACTORIES)
-def test_couplings_on_a_gpu(make):
-    (x0, x1), label = gaussians(128, 70), torch.arange(128) % 3
-    options = {} if make in (independent, gibbs) else {"condition_weight": inf}
-    couple = make(**options)
-    gpu = couple(x0.cuda(), x1.cuda(), label.cuda(), generator(0, "test", device="cuda"))
-    assert gpu.x0.is_cuda
-    if make is exact:
-        assert equal(gpu.x0.cpu(), couple(x0, x1, label, draws()).x0)
-    if make in (gibbs, unbalanced):
-        torch.testing.assert_close(gpu.weight.cpu(), couple(x0, x1, label, draws()).weight, atol=1e-6, rtol=1e-6)
-    if gpu.index is not None:
-        assert torch.equal(label.cuda()[gpu.index[0]], label.cuda()[gpu.index[1]])
-    assert len(split(gpu, 4)[3].x0) == 32
 
 
 @pytest.mark.parametrize("make", [exact, entropic, unbalanced, gibbs])
