@@ -86,18 +86,24 @@ class Started:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(address)
         self.socket.sendall(json.dumps(request).encode() + b"\n")
-        self.answers = self.socket.makefile()
-        self.pid = int(self.answers.readline())
+        self.pid = int(self._line())
         self.files = Path(str(request["out"])), Path(str(request["err"]))
         self.code: int | None = None
 
     def wait(self, timeout: float = 120) -> int:
-        """Its exit code; negative for the signal that killed it."""
+        """Its exit code; negative for the signal that killed it. Raises ``TimeoutError``."""
         if self.code is None:
-            self.socket.settimeout(timeout)
-            self.code = int(self.answers.readline())
+            if not select.select([self.socket], [], [], timeout)[0]:
+                raise TimeoutError(f"it still runs after {timeout} s: {self.err}")
+            self.code = int(self._line())
             self.socket.close()
         return self.code
+
+    def _line(self) -> bytes:
+        line = b""
+        while not line.endswith(b"\n"):
+            line += self.socket.recv(1) or b"\n"
+        return line
 
     def kill(self, number: int) -> None:
         """Send a signal to the process alone."""

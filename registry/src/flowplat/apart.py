@@ -1,9 +1,13 @@
 """A run in processes of its own, started as the command would be: what several devices need under a notebook."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,15 +29,44 @@ def run_apart(config: RunConfig, out: Path | None, resume: bool) -> "Finished":
         command = [sys.executable, "-m", "flowplat", "run", config.plugin, "-c", str(file), "--json"]
         command += ["--out", str(out)] if out is not None else []
         command += ["--resume", "last"] if resume else []
-        said = ""
         with answer.open("w") as stdout:
-            process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
-            for said in process.stderr or ():  # passed on, as a notebook does not see another process's stderr
-                sys.stderr.write(said)
-        if code := process.wait():
-            raise _error(code, said.strip().removeprefix("platform: "))
+            process = subprocess.Popen(
+                command, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
+        code, said = _followed(process)
+        if code:
+            raise _error(code, said)
         told = json.loads(answer.read_text())
     return Finished(Path(told["folder"]), told["figures"])
+
+
+def _followed(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """The exit code, and the message of the error if there was one.
+
+    Ctrl-C is passed on to the first process alone, which tells the others: it saves before it ends, and a second one
+    within five seconds stops it.
+    """
+    lines: list[str] = []
+
+    def pass_on() -> None:  # as a notebook does not see another process's stderr
+        for line in process.stderr or ():
+            sys.stderr.write(line)
+            lines.append(line)
+
+    reader = threading.Thread(target=pass_on, daemon=True)
+    reader.start()
+    code = None
+    while code is None:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+    if code:  # where the first was killed, another may wait for it still
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+    reader.join(10)
+    starts = [number for number, line in enumerate(lines) if line.startswith("platform: ")]
+    return code, "".join(lines[starts[-1] :]).removeprefix("platform: ").strip() if starts else ""
 
 
 def _error(code: int, said: str) -> BaseException:

@@ -49,6 +49,12 @@ class Observers:
                 del self._hooks[name]
 
 
+def ready(names: Iterable[str]) -> None:
+    """Raise what importing the observers raises, before a run begins."""
+    for name in names:
+        _module(name)
+
+
 def _module(name: str) -> Any:
     if name not in OBSERVERS:
         return discovery.find(name).entry_point.load()

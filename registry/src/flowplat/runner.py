@@ -20,13 +20,12 @@ from flowcore.plugin.contracts import Watched
 from flowcore.training import checkpoints
 from flowcore.training.engine import needs_start
 from flowcore.training.loop import TrainState, begin, fit
-from flowplat import provenance, signals
+from flowplat import observers, provenance, signals
 from flowplat.apart import run_apart
 from flowplat.components import one_line
 from flowplat.config import plain, resolve, to_yaml
 from flowplat.evaluation import draw, evaluate
 from flowplat.experiment import Experiment
-from flowplat.observers import Observers
 from flowplat.progress import progress
 from flowplat.report import write_report
 from flowplat.resume import begun
@@ -81,6 +80,7 @@ def execute(config: RunConfig, out: Path | None, resume: bool = False) -> Finish
     experiment = Experiment(config)
     engine, network = experiment.engine, experiment.network()
     experiment.rehearse(network)  # what can be known to fail is told before a folder is made
+    observers.ready(config.observers)
     engine.launch()
     with ExitStack() as held:
 
@@ -173,7 +173,7 @@ class _Session:
         self.config, self.engine = experiment.config, experiment.engine
         self.first = experiment.engine.rank == 0
         self.record: dict[str, Any] = {}
-        self.observers: Observers | None = None
+        self.observers: observers.Observers | None = None
         self.held = ExitStack()
 
     def carry_out(self, network: nn.Module) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class _Session:
         log.info("run folder %s", self.run.folder)
         name = f"{self.config.plugin}/{self.config.preset or 'config'}/{self.run.folder.name}"
         watched = Watched(self.run.folder, name, plain(self.config))
-        self.observers = Observers(watched, [self.config.plugin, *self.config.observers])
+        self.observers = observers.Observers(watched, [self.config.plugin, *self.config.observers])
 
     def _watch(self, hook: str, **what: Any) -> None:
         if self.observers is not None:

@@ -10,27 +10,29 @@ from flowcore.plugin.contracts import Watched
 _writers: dict[str, SummaryWriter] = {}
 
 
-@hookimpl
-def run_started(run: Watched) -> None:
-    _writers[str(run.folder)] = SummaryWriter(str(run.folder / "tensorboard"))
+def _writer(run: Watched, step: int | None = None) -> SummaryWriter:
+    """The run's writer; made at ``step``, it hides what a session that was killed wrote of that step and later."""
+    if (key := str(run.folder)) not in _writers:
+        _writers[key] = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step)
+    return _writers[key]
 
 
 @hookimpl
 def after_step(run: Watched, step: int, row: dict[str, Any] | None) -> None:
     for name, value in (row or {}).items():
         if name != "step":
-            _writers[str(run.folder)].add_scalar(f"train/{name}", value, step)
+            _writer(run, step).add_scalar(f"train/{name}", value, step)
 
 
 @hookimpl
 def run_finished(run: Watched, status: str, figures: dict[str, Any] | None) -> None:
-    writer = _writers.pop(str(run.folder))
     for column in (figures or {}).get("by_steps", []):
         for name, figure in column["figures"].items():
-            writer.add_scalar(f"eval/{name}", figure["value"], column["steps"])
+            _writer(run).add_scalar(f"eval/{name}", figure["value"], column["steps"])
     sheet = run.folder / "samples" / "sheet.png"
-    if sheet.is_file():
+    if figures and sheet.is_file():
         import matplotlib.image
 
-        writer.add_image("samples", matplotlib.image.imread(str(sheet))[..., :3], dataformats="HWC")
-    writer.close()
+        _writer(run).add_image("samples", matplotlib.image.imread(str(sheet))[..., :3], dataformats="HWC")
+    if (writer := _writers.pop(str(run.folder), None)) is not None:
+        writer.close()
