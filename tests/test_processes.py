@@ -277,6 +277,21 @@ def test_a_signal_to_a_command_that_started_its_own(warm: Any, probe: Path, tmp_
     done(warm("run", "probe", *settings[:1], "--resume", "run", "engine.devices=1", cwd=tmp_path, PYTHONPATH=probe))
 
 
+def test_one_that_waits_for_a_first_that_was_killed_ends(warm: Any, probe: Path, tmp_path: Path) -> None:
+    """Killed while the other still starts, and would wait half an hour to hear from it."""
+    settings = ("engine.devices=2", "engine.accelerator=cpu", "--out", "run")
+    process = warm.start("run", "probe", *settings, cwd=tmp_path, PYTHONPATH=probe)
+    process.until(lambda: children(process.pid))
+    (child,) = children(process.pid)
+    process.kill(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    patience = time.monotonic() + 40
+    while Path(f"/proc/{child}").exists():
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+    assert not (tmp_path / "run").exists()
+
+
 def children(pid: int) -> list[int]:
     """The processes that a process has started as commands of their own."""
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()

@@ -7,6 +7,8 @@ the first process, ``first(work)``.
 
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -31,6 +33,7 @@ from flowcore.training.settings import EngineSettings
 T = TypeVar("T")
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # a line for each process is no news
+FIRST = "FLOWCORE_STARTED_BY"  # the number of the process that started this one
 LARGE = 1_000_000  # parameters of a block that fsdp shards by itself
 
 
@@ -85,9 +88,15 @@ class Engine:
 
     def launch(self) -> None:
         """Start the other processes of this machine, which run the same command, and wait until all are there."""
+        if self.world == 1 or self._group is not None:
+            self.fabric.launch()
+            return
+        if first := os.environ.pop(FIRST, None):
+            threading.Thread(target=_end_with, args=(int(first),), daemon=True).start()
+        os.environ[FIRST] = str(os.getpid())
         self.fabric.launch()
-        if self.world > 1 and self._group is None:
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.settings.timeout))
+        del os.environ[FIRST]
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.settings.timeout))
 
     def first(self, work: Callable[[], T]) -> T:
         """What ``work()`` on the first process returns, or raises, on every process; the others wait for it."""
@@ -145,6 +154,13 @@ class Engine:
             self._group = self._said = None
             with suppress(RuntimeError):
                 dist.destroy_process_group()
+
+
+def _end_with(first: int) -> None:
+    """End this process with the one that started it, which may be killed while this one waits to hear from it."""
+    while os.getppid() == first:
+        time.sleep(1)
+    os._exit(1)
 
 
 def needs_start(settings: EngineSettings) -> bool:
