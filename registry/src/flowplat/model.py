@@ -50,7 +50,7 @@ class Model:
     def draw(
         self, count: int, steps: int | None = None, seed: int | None = None, condition: str | None = None
     ) -> Batch | None:
-        """As ``sample``, dealt out to the processes that ``engine`` asks for; the first one has all, the others None."""
+        """As ``sample``, dealt out to the processes ``engine`` asks for; the first one has all, the others None."""
         config = self.experiment.config
         steps = config.sample.steps if steps is None else steps
         seed = config.seed if seed is None else seed
