@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ALL    := $(notdir $(wildcard plugins/*))
 
-.PHONY: run test test-slow lint types docs pictures bench install clean help
+.PHONY: run test test-slow kills lint types docs pictures bench install clean help
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -22,6 +22,9 @@ test: install lint types   ## everything installed; lint, types, every test
 
 test-slow: install   ## the checks that train for longer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+kills: install    ## kill a run at twenty random moments and compare what comes of it with a run that was left alone
+	$(BIN)/python tests/kills.py
 
 lint: install
 	$(BIN)/ruff check .
