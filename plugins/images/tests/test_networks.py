@@ -167,7 +167,7 @@ def test_training_on_one_image_of_each_class_learns_where_each_lies(build, shape
     """v(x, t, c) = (m_c - x) / (1 - t) for one image m_c a class: the x1 prediction is that image wherever x is."""
     images = torch.sign(torch.randn(2, *shape, generator=generator(3)))
     torch.manual_seed(0)
-    settings = TrainSettings(steps=80, batch_size=32, lr=5e-3, log_every=80, ema=0.9)
+    settings = TrainSettings(steps=160, batch_size=32, lr=5e-3, log_every=80, ema=0.9)
 
     def loss(network, batch, draws):
         field = Field(network, linear(), condition=batch.condition)
