@@ -202,6 +202,14 @@ def test_from_python(probe: Path, tmp_path: Path) -> None:
     assert record(tmp_path / "run")["hardware"]["processes"] == 2
 
 
+def test_a_config_from_stdin_cannot_be_read_by_several(platform: Any) -> None:
+    ended = platform(
+        "run", "images", "-c", "-", "engine.devices=2", "engine.accelerator=cpu", stdin="train: {steps: 9}"
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("platform: -c - is read once, and engine asks for several processes")
+
+
 # ended
 
 

@@ -4,6 +4,7 @@ A request is one line of JSON: arguments, cwd, environment, and the files that t
 two lines: the process's number, and how it ended. Everything else of the command is as the installed script has it.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -12,15 +13,16 @@ import signal
 import socket
 import sys
 import sysconfig
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-PRELOADED = (
-    "flowplat.cli.main", "flowplat.cli.run", "flowplat.cli.sample", "flowplat.runner", "flowplat.report",
-    "flowplat.model", "flowplat_images.data", "flowplat_images.networks", "flowplat_images.metrics",
-    "sklearn.datasets", "matplotlib.pyplot", "torchmetrics", "torch._dynamo",
-)  # fmt: skip
+import flowplat
+
+ONCE = ("images", "network.width=16", "network.blocks=1", "engine.threads=1", "engine.accelerator=cpu")
+"""A run that is made before any is asked for: all imports and first times. It starts no thread that a fork would
+lose, as one on a GPU would."""
 
 
 def become(request: dict[str, Any]) -> None:
@@ -65,9 +67,13 @@ def serve(path: str) -> None:
 
 
 if __name__ == "__main__":
-    for module in PRELOADED:
-        with suppress(ImportError):
-            importlib.import_module(module)
+    with tempfile.TemporaryDirectory() as folder:
+        flowplat.run(*ONCE, smoke=True, out=Path(folder) / "run")
+    import flowplat.cli.run
+    import flowplat.cli.sample
+
+    gc.collect()
+    gc.freeze()  # what is here is never collected: a fork that looked through it would copy it
     serve(sys.argv[1])
     from flowplat.cli.main import main
 

@@ -42,9 +42,13 @@ def command(
 
         click.echo(script(config, overrides, preset, file, smoke, out or going_on), nl=False)
         return
+    from flowcore.errors import UsageError
+    from flowcore.training.engine import needs_start
     from flowplat.experiment import Experiment
     from flowplat.runner import execute
 
+    if file == "-" and needs_start(config.engine) and not dry_run:
+        raise UsageError("-c - is read once, and engine asks for several processes; save the config, and name its file")
     if dry_run:
         with results_only():
             plan = _plan(Experiment(config))
