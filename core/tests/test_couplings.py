@@ -240,6 +240,14 @@ def test_exact_within_classes_is_exact_in_each_class(d):
         assert cost_of(Pairs(pairs.x0[rows], x1[rows])) == pytest.approx(cost[linear_sum_assignment(cost)].sum())
 
 
+@pytest.mark.parametrize("make", [exact, entropic, unbalanced])
+def test_a_weight_of_the_condition_means_nothing_where_there_is_none(make):
+    x0, x1 = gaussians(40, 2)
+    plain = make()(x0, x1, None, draws())
+    for weight in (0.7, inf):
+        assert equal(make(condition_weight=weight)(x0, x1, None, draws()).x0, plain.x0)
+
+
 def test_plain_ot_skews_the_source_of_a_class_and_conditional_ot_does_not():
     label = torch.arange(400) % 2
     x0, x1 = normal((400, 2)), normal((400, 2), 1) + 4 * (2 * label[:, None] - 1)

@@ -1,6 +1,7 @@
 """What is said of whole fields, against those whose paths, couplings and posteriors are known."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from flowcore import diagnostics, jacobian
 from flowcore.closed_form import mixture
 from flowcore.couplings import Pairs
 from flowcore.diagnostics import Transport, denoising_loss, diagnose, normalised_path_energy, transport
@@ -35,7 +37,9 @@ def quadrature(function, start=0.0, stop=1.0, n=2000):
     return function(start + (stop - start) * (torch.arange(n).double() + 0.5) / n).mean().item()
 
 
-@pytest.mark.parametrize("path", [linear(), cosine(), vp()], ids=["linear", "cosine", "vp"])
+@pytest.mark.parametrize(
+    "path", [linear(), cosine(), vp(), replace(cosine(), start=0.2, stop=0.9)], ids=["linear", "cosine", "vp", "cut"]
+)
 @pytest.mark.parametrize("steps", [1, 3, 50])
 @pytest.mark.parametrize("shape", [(6, 3), (4, 4), (5, 1, 2, 3)])
 def test_energy_is_cost_plus_straightness_for_the_euler_sums(path, steps, shape):
@@ -184,3 +188,12 @@ def test_a_curled_field_is_diagnosed_by_its_jacobian_or_by_probes():
         assert estimate.negative is None
         assert row.negative is not None
     assert exact == diagnose(curled, data, [0.3, 0.7], draws())
+
+
+def test_the_jacobian_is_formed_up_to_its_largest_dimension(monkeypatch):
+    field, data = mixture(linear(), 2 * normal(4, 3), 0.5), normal(5, 3)
+    for largest in (2, 3):
+        monkeypatch.setattr(diagnostics, "EXACT", largest)
+        monkeypatch.setattr(jacobian, "EXACT", largest)
+        (row,) = diagnose(field, data, [0.5], draws(), probes=None if largest == 3 else 8)
+        assert (row.negative is None) == (largest == 2)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import flowcore.jacobian as jacobians
 from flowcore.closed_form import mixture
 from flowcore.field import Field
 from flowcore.jacobian import (
@@ -384,6 +385,28 @@ def test_the_dimension_of_a_curve_in_space_is_one():
     values = flow_spectrum(field, normal((20, 3)), torch.linspace(0, 0.9, 91)).values[-1]
     assert (flow_dimension(values, 0.1) == 1).all()
     assert (score_dimension(score_spectrum(field, ring[::20], 0.9, draws())) == 1).all()
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_the_spectrum_of_scores_is_that_of_the_covariance_of_the_noise_around_a_single_point(count):
+    """E[x0 | x_t] is then the noise itself."""
+    y = normal((1, 3)) + 2
+    values = score_spectrum(mixture(linear(), y), y, 0.9, draws(), count)
+    noise, same = [], draws()
+    for _ in range(count):
+        noise.append(linear().draw_source(y, same)[0])
+    expected = torch.linalg.eigvalsh(torch.stack(noise).T.cov()).clamp(min=0).sqrt().flip(0)
+    torch.testing.assert_close(values[0], expected[: min(count, 3)], rtol=1e-6, atol=1e-6)
+
+
+def test_the_jacobian_is_formed_up_to_its_largest_dimension(monkeypatch):
+    x = normal((2, 3))
+    monkeypatch.setattr(jacobians, "EXACT", 3)
+    assert asymmetry(lambda x, t: x, x, 0.5).max() == 0
+    assert negative_mass(lambda x, t: x, x, 0.5).max() == 0
+    monkeypatch.setattr(jacobians, "EXACT", 2)
+    with pytest.raises(ValueError, match="more than 2 numbers"):
+        asymmetry(lambda x, t: x, x, 0.5)
 
 
 def test_the_largest_gap_is_read_against_the_noise():

@@ -186,6 +186,8 @@ def test_ragged_batch():
     expected = torch.tensor([2.0, 3.0, 0.0, 1.0, 0.0], dtype=F64) * d * a + torch.tensor([1, 1, 0, 1, 0]) * d * b
     for chunk in (1, 4):
         torch.testing.assert_close(exact_divergence(field, x, torch.tensor(0.5), chunk)[1], expected)
+    uncounted = Field(network, paths.linear(), index=index)  # as many samples as the index names
+    torch.testing.assert_close(exact_divergence(uncounted, x, torch.tensor(0.5))[1], expected[:4])
     probe = rademacher(x, generator(0))
     _, estimate = estimated_divergence(field, x, torch.tensor(0.5), probe)
     per_row = (probe * network(probe, 0, None)).sum(1)
