@@ -167,6 +167,14 @@ def test_5_where_a_file_with_the_right_hash_is_a_pickle(
     assert not (tmp_path / "it-ran").exists()
 
 
+def test_who_samples_is_told_of_damage(warm: Any, probe: Path, copy: Path, tmp_path: Path) -> None:
+    flipped(copy / "checkpoints" / STEPS[0] / "ema.safetensors")
+    process = warm("sample", "run", "-n", "4", "-o", "drawn", cwd=tmp_path, PYTHONPATH=probe)
+    done(process, said=True)
+    path = f"run/checkpoints/{STEPS[0]}/ema.safetensors"
+    assert process.err == f"{path} is damaged: its sha256 is not the one in manifest.json; {STEPS[1]} is used\n"
+
+
 def test_the_payload_would_run(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Payload(tmp_path / "it-ran")))
     assert (tmp_path / "it-ran").exists()

@@ -8,6 +8,7 @@ sha256 of every file. Nothing is ever unpickled. There are no states of random g
 """
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ from flowcore.errors import IntegrityError, UsageError
 from flowcore.training.engine import Engine
 from flowcore.training.loop import TrainState
 from flowcore.training.settings import TrainSettings
+
+log = logging.getLogger("flowplat")  # on stderr where no run keeps a log
 
 MANIFEST = "manifest.json"
 FILES = {"model.safetensors", "ema.safetensors", "optim.safetensors", "state.json"}
@@ -156,10 +159,15 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def latest(folder: Path) -> Path:
-    """The newest whole checkpoint of ``folder``. Raises ``IntegrityError`` when there is none."""
+    """The newest whole checkpoint of ``folder``; newer ones that are damaged are named in the log.
+
+    Raises ``IntegrityError`` when there is none.
+    """
     checkpoint, damaged = newest(folder)
     if checkpoint is None:
         raise IntegrityError("; ".join(damaged) or f"{folder} holds no checkpoint")
+    for line in damaged:
+        log.warning("%s; %s is used", line, checkpoint.name)
     return checkpoint
 
 
