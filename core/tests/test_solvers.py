@@ -287,7 +287,7 @@ def test_grids_without_steps_are_refused(grid):
         time_grid(grid)
 
 
-@pytest.mark.parametrize("times", [[0, 0.5, 0.5, 1], [0, math.nan, 1]])
+@pytest.mark.parametrize("times", [[0, 0.5, 0.5, 1], [1, 0.5, 0.5, 0], [0, 0.6, 0.4, 1], [0, math.nan, 1]])
 def test_steps_of_no_length_are_refused(times):
     """A step of length 0 would tell guidance that the sample is finished, and has no ratio to the next one."""
     with pytest.raises(ValueError, match=r"grid|step"):
