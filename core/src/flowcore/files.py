@@ -41,6 +41,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def aside(folder: Path) -> Path:
+    """``folder`` renamed to what ``tidy`` removes, to be deleted there: never is half of it under its own name."""
+    gone = folder.with_name(f".{folder.name}.old.tmp")
+    folder.rename(gone)
+    return gone
+
+
 def tidy(folder: Path) -> None:
     """Remove what writes that were killed have left in ``folder``: everything named ``.<name>.tmp``."""
     for left in folder.glob(".*.tmp"):

@@ -73,7 +73,7 @@ def _facts(model: Model) -> str | None:
 
 def _outdated(model: Model, run: runs.Run) -> bool:
     """Whether the newest checkpoint is damaged and an older one took its place, which nobody has measured."""
-    picks = getattr(model.experiment.config.train, "patience", None) is not None  # the best one, on purpose
+    picks = model.experiment.config.train.patience is not None  # the best one, on purpose
     return not picks and model.source.name != run.checkpoints[-1].name
 
 

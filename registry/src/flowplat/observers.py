@@ -22,7 +22,7 @@ HOOKS = ("run_started", "after_step", "checkpoint_saved", "run_finished")
 
 
 class Observers:
-    """``Observers(run, names)``; calling one of ``HOOKS`` as a method calls it on each observer that has it."""
+    """``Observers(run, names)(hook, ...)`` calls one of ``HOOKS`` on each observer that has it."""
 
     def __init__(self, run: Watched, names: Iterable[str]) -> None:
         self.run = run

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +13,7 @@ from flowcore import files
 from flowcore.errors import InputError, IntegrityError, MachineError
 from flowplat import runs
 from flowplat.progress import progress
+from flowplat.rundir import locked
 
 STAMP = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 """The names that runs get from the platform. What a person named, a person has to name again."""
@@ -90,7 +91,7 @@ def delete(doomed: Sequence[Doomed], root: Path) -> None:
                     if runs.read(one.run.folder).record != one.run.record:
                         raise MachineError(f"{runs.shown(one.run.folder)} has changed meanwhile, and was not deleted")
                     for path in one.paths:
-                        _delete_run(path) if one.whole else _delete_checkpoint(path)
+                        _delete_run(path) if one.whole else shutil.rmtree(files.aside(path))
                         bar.update()
                     if not one.whole:  # the latest may have been damaged, and gone
                         files.write(one.run.folder / "checkpoints" / "latest", one.run.checkpoints[-1].name + "\n")
@@ -127,26 +128,15 @@ def _thinned(run: runs.Run) -> list[Doomed]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """The run's lock, so that nobody resumes what is being deleted; its file does not stay behind."""
-    from filelock import FileLock, Timeout
-
-    path = folder / ".lock"
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except (Timeout, RuntimeError, NotImplementedError):
-        raise MachineError(f"{runs.shown(folder)} is in use, and was not deleted") from None
-    try:
+    """The run's lock, so that nobody resumes what is being deleted."""
+    with ExitStack() as lock:
+        try:
+            ours = lock.enter_context(locked(folder / ".lock"))
+        except (RuntimeError, NotImplementedError):  # nobody can tell
+            ours = False
+        if not ours:
+            raise MachineError(f"{runs.shown(folder)} is in use, and was not deleted")
         yield
-    finally:
-        path.unlink(missing_ok=True)  # before it is let go: afterwards it might be another's
-        lock.release()
-
-
-def _delete_checkpoint(path: Path) -> None:
-    gone = path.with_name(f".{path.name}.old.tmp")  # never half a checkpoint under its name
-    path.rename(gone)
-    shutil.rmtree(gone)
 
 
 def _delete_run(folder: Path) -> None:

@@ -63,22 +63,16 @@ class RunDir:
 
         The system lets go of the lock however the process ends. Raises ``MachineError`` where another holds it.
         """
-        from filelock import FileLock, Timeout  # a tenth of a second that listing runs need not pay
-
-        lock = FileLock(self.lock, timeout=1)  # who only looks whether it is held, holds it for an instant
-        try:
-            lock.acquire()
-        except Timeout:
-            raise MachineError(f"{self.folder} is in use: another process trains in it{self._holder()}") from None
-        except OSError as error:
-            raise MachineError(f"the run folder {self.folder} cannot be written: {error}") from error
-        try:
+        with contextlib.ExitStack() as lock:
+            try:
+                ours = lock.enter_context(locked(self.lock, wait=1))  # who only looks holds it for an instant
+            except OSError as error:
+                raise MachineError(f"the run folder {self.folder} cannot be written: {error}") from error
+            if not ours:
+                raise MachineError(f"{self.folder} is in use: another process trains in it{self._holder()}")
             for folder in (self.folder, self.eval, self.checkpoints):
                 files.tidy(folder)
             yield
-        finally:
-            self.lock.unlink(missing_ok=True)  # before it is let go: afterwards it might be another's
-            lock.release()
 
     def _holder(self) -> str:
         session = (self.record().get("sessions") or [{}])[-1]
@@ -136,6 +130,27 @@ class _Quiet(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
+
+
+@contextmanager
+def locked(path: Path, wait: float = 0) -> Iterator[bool]:
+    """Whether the lock is ours while this lasts, after ``wait`` seconds at most; its file does not stay behind.
+
+    Raises ``OSError`` where the file cannot be made, and what filelock raises where the file system has no locks.
+    """
+    from filelock import FileLock, Timeout  # a tenth of a second that listing runs need not pay
+
+    lock = FileLock(path, timeout=wait)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)  # before it is let go: afterwards it might be another's
+        lock.release()
 
 
 def _left(path: Path) -> bool:

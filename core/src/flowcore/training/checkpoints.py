@@ -87,8 +87,7 @@ def _write(folder: Path, name: str, parts: dict[str, dict[str, Tensor]], record:
             shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, room for what was there before
             raise
         if final.exists():  # the same step saved before goes only when the new one is in its place
-            old = folder / f".{name}.old.tmp"
-            final.rename(old)
+            old = files.aside(final)
             temporary.rename(final)
             shutil.rmtree(old, ignore_errors=True)
         else:
@@ -208,9 +207,7 @@ def prune(folder: Path, keep: int | None, keep_best: int, newest: Path | None = 
     kept = {*past(found(folder))[:keep], *past(best(folder))[:keep_best]}
     for checkpoint in found(folder):
         if checkpoint not in kept:
-            gone = folder / f".{checkpoint.name}.old.tmp"  # never half a checkpoint under its name
-            checkpoint.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            shutil.rmtree(files.aside(checkpoint), ignore_errors=True)
 
 
 def load_weights(checkpoint: Path, network: nn.Module, averaged: bool = True) -> None:

@@ -33,7 +33,6 @@ def command(
 
     Samples are written in the plugin's own formats, with a picture of them all, sheet.png.
     """
-    from flowcore.errors import InputError
     from flowplat import modelfolder
 
     folder = modelfolder.find(source)  # before torch is imported: a typo is told at once
@@ -48,8 +47,7 @@ def command(
     exported = modelfolder.is_model(folder)  # whose folder stays as it is
     home = Path("samples") / folder.resolve().name if exported else folder / "samples"
     target = out if out is not None else home / f"n{count}-steps{steps}-seed{seed}{wishes}"
-    if target.exists() and any(target.iterdir()):
-        raise InputError(f"{target} is not empty; name a new folder with -o")
+    modelfolder.refuse_used(target)
     with results_only():
         samples = model.draw(count, steps, seed, condition)
         model.experiment.engine.close()
