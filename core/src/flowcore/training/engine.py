@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -97,6 +97,21 @@ class Engine:
         self.fabric.launch()
         del os.environ[FIRST]
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.settings.timeout))
+
+    @property
+    def bare(self) -> bool:
+        """Whether a step is what torch alone makes of it, and needs nothing of Fabric's around it."""
+        return self.world == 1 and self.settings.precision == "32-true"
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network on the device, with what the precision and the other processes ask for around it."""
+        if self.bare:
+            return network.to(self.device)
+        return self.fabric.setup_module(network)
+
+    def apart(self, module: nn.Module) -> AbstractContextManager[None]:
+        """While a part of a batch is backpropagated after which more is to come: nothing is sent to the others yet."""
+        return self.fabric.no_backward_sync(module) if self.world > 1 else nullcontext()  # type: ignore[arg-type]
 
     def first(self, work: Callable[[], T]) -> T:
         """What ``work()`` on the first process returns, or raises, on every process; the others wait for it."""

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,14 +49,15 @@ def begin(network: nn.Module, settings: TrainSettings, engine: Engine | None = N
     mean = Average(network, settings.ema)
     mean.module.to(engine.device)
     called = torch.compile(network) if engine.settings.compile else network
-    module = engine.fabric.setup_module(called)  # type: ignore[arg-type]
+    module = engine.wrap(called)  # type: ignore[arg-type]
     if engine.sharded:  # the average is sharded in its place as the weights are; what Fabric returns has other names
         engine.fabric.setup_module(mean.module)
     parameters = list(network.parameters())
     # torch has no fused step for complex weights, and a fused one hides the gradients that a scaler unscales to clip
     fused = all(p.is_floating_point() for p in parameters) and engine.settings.precision != "16-mixed"
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
-    return TrainState(network, mean, engine.fabric.setup_optimizers(optimizer), module=module)
+    wrapped = optimizer if engine.bare else engine.fabric.setup_optimizers(optimizer)
+    return TrainState(network, mean, wrapped, module=module)
 
 
 def rate(settings: TrainSettings, step: int) -> float:
@@ -111,19 +112,20 @@ def fit(
         save(state)
 
     if state.module is None:
-        state.module = fabric.setup_module(state.network)
+        state.module = engine.wrap(state.network)
     with closing(_stream(source, state, settings, seed, engine)) as stream:
         state.module.train()
         while state.step < settings.steps and not _exhausted(state, settings):
             step = state.step
             seed_global(derive(seed, "network", step, engine.rank), device)  # dropout draws from the global generator
-            state.optimizer.zero_grad(set_to_none=True)
             total: Tensor | None = None
             for part in range(parts):
                 batch = next(stream).to(device)
                 draws = generator(seed, "loss", step, engine.rank, part, device=device)
-                with fabric.no_backward_sync(state.module, enabled=part < parts - 1):
+                with engine.apart(state.module) if part < parts - 1 else nullcontext():
                     value = loss(state.module, batch, draws).mean()
+                    if part == 0:
+                        state.optimizer.zero_grad()
                     fabric.backward(value if parts == 1 else value / parts)
                 total = value.detach() if total is None else total + value.detach()
             recent[count] = total if parts == 1 else total / parts  # type: ignore[assignment, operator]
