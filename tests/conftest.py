@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import wheels
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / "platform"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -189,3 +190,12 @@ sample: {count: 8, steps: 2}
 eval: {count: 16, steps: [1], metrics: [], paths: 4}
 engine: {threads: 1}
 """
+
+
+@pytest.fixture(scope="session")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheels of this repository by distribution: flowplat, and each plugin."""
+    out = tmp_path_factory.mktemp("wheels")
+    projects = [wheels.ROOT, *(path.parent for path in sorted(wheels.ROOT.glob("plugins/*/pyproject.toml")))]
+    built = [wheels.build(project, out) for project in projects]
+    return {path.name.partition("-")[0].replace("_", "-"): path for path in built}
