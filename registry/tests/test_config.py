@@ -14,6 +14,14 @@ from flowplat.settings import CHOICES, EvalSettings
 
 Install = Callable[..., Path]
 
+BARE = """
+from flowcore.plugin import hookimpl
+
+@hookimpl
+def run_started(run):
+    pass
+"""
+
 
 def faults(*arguments: Any, **keywords: Any) -> list[str]:
     """The lines of the message, without the first."""
@@ -344,7 +352,7 @@ def test_an_unknown_preset(name: str, hint: str) -> None:
 
 def test_a_plugin_without_presets_runs_from_a_complete_file(install: Install, tmp_path: Path) -> None:
     file = write(tmp_path / "my.yaml", "data: ring/ring\nnetwork: ring/dense\n")
-    install("bare", "")
+    install("bare", BARE)
     with pytest.raises(UsageError, match="plugin 'bare' has no preset"):
         resolve("bare")
     config = resolve("bare", file=file)
@@ -353,7 +361,7 @@ def test_a_plugin_without_presets_runs_from_a_complete_file(install: Install, tm
 
 
 def test_a_preset_of_another_plugin_can_be_found_again(install: Install, tmp_path: Path) -> None:
-    install("bare", "")
+    install("bare", BARE)
     config = resolve("bare", preset="ring/halves")
     file = write(tmp_path / "config.yaml", to_yaml(config))
     assert plain(resolve("bare", file=file)) == plain(config)

@@ -56,7 +56,7 @@ def test_a_distribution_without_metadata_hides_no_other(install: Install, ring: 
 
 
 def test_an_unknown_plugin_has_a_suggestion_or_a_list(ring: Path) -> None:
-    with pytest.raises(PluginError, match=r"^no plugin named 'rings' is installed; did you mean 'ring'\?$"):
+    with pytest.raises(PluginError, match=r"^no plugin named 'rings' is installed; did you mean 'ring'\?; "):
         find("rings")
     with pytest.raises(PluginError, match=r"^no plugin named 'zzz' is installed; .*\bring\b"):
         find("zzz")

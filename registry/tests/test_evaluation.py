@@ -43,9 +43,9 @@ def test_paths_start_where_the_sampler_starts(ring: Path, tmp_path: Path) -> Non
     overrides = ["path=ve", "eval.metrics=[]", "predicts=velocity"]
     experiment = Experiment(resolve("ring", overrides))
     network = Linear(-0.5, 0.0, 0.0)
-    x0 = experiment.path.initial(experiment.sample(network, 8, 1, experiment.config.seed).x0)
+    x0 = experiment.parts.path.initial(experiment.sample(network, 8, 1, experiment.config.seed).x0)
     found = measure(network, tmp_path, *overrides)["paths"]["transport_cost"]["value"]
-    assert found == pytest.approx(transport(experiment.field(network), x0, 100).cost / 2, rel=1e-6)
+    assert found == pytest.approx(transport(experiment.parts.field(network), x0, 100).cost / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize(("solver", "calls"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])

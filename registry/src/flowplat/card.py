@@ -67,7 +67,8 @@ def cell(text: Any) -> str:
 
 def _front(name: str, config: RunConfig, figures: dict[str, Any], license: str) -> dict[str, Any]:
     """The metadata; of the figures those that are numbers, which is what the hub can show."""
-    tags = ["flow-matching", "generative-model", config.plugin, config.path.component.name]
+    tags = ["flow-matching", "generative-model", config.plugin]
+    tags += [config.path.component.name] if config.path else []
     front: dict[str, Any] = {
         "license": license,
         "library_name": "flowplat",

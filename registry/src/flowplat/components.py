@@ -3,8 +3,8 @@
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.resources import files
@@ -16,12 +16,13 @@ from flowcore.errors import FlowError, PluginError, UsageError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-CORE = "core"
-
 
 @dataclass(frozen=True)
 class Component:
-    """One registered component. ``reference`` and ``config`` are "module:attribute" and are imported when asked for."""
+    """One registered component. ``reference`` and ``config`` are "module:attribute" and are imported when asked for.
+
+    The last five are of one kind or two: ``flowcore.plugin.hookspecs`` says what they mean.
+    """
 
     kind: str
     plugin: str
@@ -30,6 +31,10 @@ class Component:
     summary: str
     config: str | None = None
     default: bool = False
+    uses: tuple[str, ...] = ()
+    off: Mapping[str, Any] = field(default_factory=dict)
+    model_needed: bool = True
+    resumes: bool = False
 
     @property
     def full_name(self) -> str:
@@ -63,11 +68,12 @@ class Component:
         return _model_of(self.name, self.load())
 
     def build(self, options: "BaseModel", *context: Any) -> Any:
-        """Call the component: ``factory(options, *context)`` with a config model, else ``factory(**options)``."""
+        """Call the component: ``factory(options, *context)`` with a config model, else ``factory(*context, **options)``
+        with as much of the context as the function has parameters for that are no options."""
         factory = self.load()
         if self.config is not None:
             return factory(options, *context)
-        return factory(**keywords(options))
+        return factory(*context[: _places(factory)], **keywords(options))
 
 
 def keywords(options: "BaseModel") -> dict[str, Any]:
@@ -131,6 +137,14 @@ def one_line(error: BaseException) -> str:
     """An error's type and message without line breaks; the message alone where it is one of ours."""
     text = " ".join(str(error).split())
     return text if isinstance(error, FlowError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def _places(function: Callable[..., Any]) -> int:
+    """How many parameters of a function are no options."""
+    parameters = inspect.signature(function).parameters.values()
+    return sum(
+        one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters
+    )
 
 
 def _model_of(name: str, function: Callable[..., Any]) -> "type[BaseModel]":

@@ -5,7 +5,7 @@
 Every fault is found in one pass, and each is reported with its key, where it came from, and the way out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,10 +15,11 @@ from pydantic import BaseModel, ValidationError
 
 from flowcore.errors import InputError, UsageError
 from flowplat.chosen import Chosen
-from flowplat.components import CORE
+from flowplat.components import Component
+from flowplat.discovery import CORE
 from flowplat.manager import Manager
 from flowplat.plain_yaml import dump, parse
-from flowplat.settings import CHOICES, DEFAULTS, LISTS, OBSERVERS, SMOKE, RunConfig
+from flowplat.settings import CHOICES, DEFAULTS, LISTS, OBSERVERS, SMOKE, USED, RunConfig
 
 Plain = dict[str, Any]
 
@@ -225,8 +226,13 @@ def _validate(layers: Layers, manager: Manager, faults: list[str]) -> RunConfig:
                 fault(*line)
         return None
 
+    _leave_out(settings, manager, layers, fault)
     for key, kind, holder, last in _choices(settings):
         value = holder[last]
+        if value is None and key in USED:  # it is used, or it would not be here
+            fault(key, f"should name a {kind}")
+            failed.add(key)
+            continue
         if key in LISTS and isinstance(value, list):
             chosen: Any = [choose(f"{key}.{i}", kind, item) for i, item in enumerate(value)]
             failed |= {key} if None in chosen else set()
@@ -246,13 +252,39 @@ def _validate(layers: Layers, manager: Manager, faults: list[str]) -> RunConfig:
     return config
 
 
+def _leave_out(settings: Plain, manager: Manager, layers: Layers, fault: Callable[[str, str], None]) -> None:
+    """Take from the settings those that neither the objective nor the sampler uses. One that the user has set, and is
+    not used, is a fault: it would change nothing, in silence."""
+    users: list[Component] = []
+    for _, kind, holder, last in _choices(settings):
+        if kind in ("objective", "sampler"):
+            name = holder[last].get("name") if isinstance(holder[last], dict) else holder[last]
+            try:
+                users.append(manager.components.find(kind, name))
+            except UsageError:
+                return  # it is told where it is chosen
+    used = {name for user in users for name in user.uses}
+    for key, name in USED.items():
+        holder, last = _holder(settings, key)
+        if name not in used and last in holder:
+            if layers.origin(key) != "default" and holder[last] not in (None, []):
+                whose = " and ".join(f"{user.kind} {user.full_name}" for user in users)
+                fault(key, f"is used by neither {whose}; leave it out" if len(users) > 1 else f"is not used by {whose}")
+            del holder[last]
+
+
+def _holder(settings: Plain, key: str) -> tuple[Plain, str]:
+    """The mapping that ``key`` is in, and its name there; an empty one where it is in none."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        settings = settings[parent] if isinstance(settings.get(parent), dict) else {}
+    return settings, last
+
+
 def _choices(settings: Plain) -> Iterator[tuple[str, str, Plain, str]]:
     """Every place of the settings that names a component: (key, kind, the mapping it is in, its name there)."""
     for key, kind in CHOICES.items():
-        *parents, last = key.split(".")
-        holder = settings
-        for parent in parents:
-            holder = holder[parent] if isinstance(holder.get(parent), dict) else {}
+        holder, last = _holder(settings, key)
         if last in holder:
             yield key, kind, holder, last
 

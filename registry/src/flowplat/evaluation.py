@@ -22,7 +22,7 @@ class Drawn:
     """What a run is measured on: samples by number of steps, those whose paths are followed, those that are kept."""
 
     by_steps: dict[int, Batch]
-    paths: Batch
+    paths: Batch | None
     kept: Batch
 
 
@@ -31,7 +31,8 @@ def draw(experiment: Experiment, network: nn.Module) -> Drawn | None:
     config = experiment.config
     sample, seed = config.sample, config.seed
     by_steps = {n: experiment.sample(network, config.eval.count, n, seed) for n in sorted(set(config.eval.steps))}
-    paths = experiment.sample(network, config.eval.paths, 1, seed)
+    flows = experiment.follows_field
+    paths = experiment.sample(network, config.eval.paths, 1, seed) if flows else None
     kept = experiment.sample(network, sample.count, sample.steps, seed)
     return None if kept is None else Drawn(by_steps, paths, kept)  # type: ignore[arg-type]
 
@@ -64,16 +65,19 @@ def _measured(experiment: Experiment, samples: Batch, steps: int, run: RunDir, b
         bar.update()
     return {
         "steps": steps,
-        "nfe": samples.extra["calls"],
+        "nfe": samples.extra.get("calls"),
         "figures": {name: asdict(figure) for name, figure in figures.items()},
     }
 
 
-def _paths(experiment: Experiment, network: nn.Module, drawn: Batch) -> dict[str, Figure]:
-    """Transport cost and straightness over 100 Euler steps, each divided by the dimension of a sample."""
+def _paths(experiment: Experiment, network: nn.Module, drawn: Batch | None) -> dict[str, Figure]:
+    """Transport cost and straightness over 100 Euler steps, each divided by the dimension of a sample; nothing where
+    the sampler follows no field."""
+    if drawn is None:
+        return {}
     chunk = drawn.to(experiment.device)
     network.eval()
-    found = transport(experiment.field(network, chunk.condition), experiment.path.initial(chunk.x0), 100)
+    found = transport(experiment.parts.field(network, chunk.condition), experiment.parts.path.initial(chunk.x0), 100)
     d = found.dimension
     return {
         "straightness": Figure(

@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowcore.couplings import Coupled, Pairs
+from flowcore.couplings import Coupled
 from flowcore.data import Batch, Share, Source, batches
 from flowcore.errors import PluginError, UsageError
-from flowcore.field import Field
-from flowcore.losses import matching_loss
-from flowcore.plugin.contracts import Data, Leaf, Spec
+from flowcore.plugin.contracts import Data, Objective, Parts, Spec
 from flowcore.seeds import derive, generator
-from flowcore.solvers import solve
-from flowcore.state import State, tree_map
+from flowcore.state import tree_map
 from flowcore.training.engine import Engine
+from flowplat.chosen import Chosen
 from flowplat.progress import progress
 from flowplat.settings import RunConfig
 
@@ -65,41 +63,41 @@ class Experiment:
         return self._coupled(self.data.val())
 
     def _coupled(self, source: Source) -> Source:
-        if self.config.coupling.component.full_name == "core/independent":
+        choice = self.config.coupling
+        if choice is None or choice.component.full_name == "core/independent":
             return source
-        return Coupled(source, self.path.draw_source, self.config.coupling.build())
+        return Coupled(source, self.parts.path.draw_source, self.parts.coupling)
 
     @cached_property
-    def path(self) -> Any:
-        """The probability path."""
-        return self.config.path.build()
+    def parts(self) -> Parts:
+        """What the objective is built from."""
+        config = self.config
 
-    def field(self, network: nn.Module, condition: State | None = None) -> Field:
-        """``network`` read as a field."""
-        return Field(network, self.path, self.config.predicts, condition, self._null)
+        def built(choice: Chosen | None) -> Any:
+            return None if choice is None else choice.build()
+
+        return Parts(
+            self.spec, self.data, self.device, config.seed, config.train.drop_condition, built(config.path),
+            built(config.coupling), built(config.times), built(config.loss), config.predicts,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def steered(self) -> Parts:
+        """What a sampler is built from: guidance and solver, which may remember a trajectory, are made anew."""
+        settings = self.config.sample
+        solver = None if settings.solver is None else settings.solver.build()
+        guidance = tuple(choice.build(self.spec) for choice in settings.guidance)
+        return replace(self.parts, solver=solver, guidance=guidance)  # type: ignore[arg-type]
+
+    @property
+    def follows_field(self) -> bool:
+        """Whether samples come along a field's trajectories, which can be measured."""
+        return self.config.sample.sampler.component.full_name == "core/flow"
 
     @cached_property
-    def _null(self) -> State | None:
-        """The null condition on the device."""
-        null = self.spec.null
-        return None if null is None else tree_map(lambda n: torch.as_tensor(n, device=self.device), null)
-
-    @cached_property
-    def _matching(self) -> tuple[Any, Any]:
-        return self.config.times.build(), self.config.loss.build()
-
-    def loss(self, network: nn.Module, batch: Batch, draws: torch.Generator) -> Tensor:
-        """The matching loss of a batch, one value a sample; see ``flowcore.losses.matching_loss``."""
-        times, metric = self._matching
-        x0 = self.path.draw_source(batch.x1, draws) if batch.x0 is None else batch.x0
-        pairs = Pairs(x0, batch.x1, batch.weight)
-        t = times(len(batch), draws)
-        field = self.field(network, batch.condition)
-        if self.config.train.drop_condition > 0 and field.condition is not None and field.null is not None:
-            dropped = torch.rand(len(batch), generator=draws, device=draws.device) < self.config.train.drop_condition
-            keep = tree_map(lambda c, n: torch.where(_wide(dropped, c), n, c), field.condition, field.null_condition())
-            field = field.with_condition(keep)
-        return matching_loss(field, pairs, t.float(), metric, batch.index, times.weights(t))
+    def loss(self) -> Objective:
+        """What is minimised: ``loss(network, batch, generator)``, one value a sample."""
+        objective: Objective = self.config.objective.build(self.parts)
+        return objective
 
     @torch.no_grad()
     def validate(self, network: nn.Module) -> float:
@@ -129,12 +127,13 @@ class Experiment:
         except ValueError as error:
             raise UsageError(str(error)) from error
         except FloatingPointError as error:
-            solver, path = (choice.component.name for choice in (self.config.sample.solver, self.config.path))
-            if getattr(self.config.sample.solver.build(), "adaptive", False):
+            solver, path = self.config.sample.solver, self.config.path
+            if solver is None or path is None or getattr(solver.build(), "adaptive", False):
                 return  # training may yet make the field smooth enough
             way_out = "predict the velocity, or take a solver or a path that leaves the singular end out"
             raise UsageError(
-                f"predicts={self.config.predicts} cannot be sampled by {solver} on path {path}: {error}; {way_out}"
+                f"predicts={self.config.predicts} cannot be sampled by {solver.component.name} on path"
+                f" {path.component.name}: {error}; {way_out}"
             ) from error
 
     @torch.no_grad()
@@ -152,18 +151,13 @@ class Experiment:
         conditions = self.data.condition(count, condition if condition is not None else settings.condition)
         size = settings.batch_size
         first = number * size
-        like = _empty(self.spec.state, size, self.device)
-        x0 = self.path.draw_source(like, generator(seed, "sample", number, device=self.device))
         mine = None
         if conditions is not None:
             rows = torch.arange(first, first + size).clamp(max=count - 1)
             mine = tree_map(lambda c: c[rows].to(self.device), conditions)
-        field = self.field(network, mine)
-        guidance = [choice.build(self.spec) for choice in settings.guidance]
-        noise = generator(seed, "solve", number, device=self.device)
-        x1 = solve(field, self.path.initial(x0), steps, settings.solver.build(), guidance, generator=noise)
-        drawn = Batch(x1, mine, x0=x0).map(lambda leaf: leaf[: count - first].cpu())
-        return replace(drawn, extra={"calls": field.calls})
+        sampler = settings.sampler.build(self.steered())
+        drawn: Batch = sampler(network, mine, size, steps, generator(seed, "sample", number, device=self.device))
+        return drawn.map(lambda leaf: leaf[: count - first].cpu())
 
     def sample(
         self, network: nn.Module, count: int, steps: int, seed: int, condition: str | None = None
@@ -187,16 +181,6 @@ class Experiment:
         return Batch(
             tree_map(join, *(chunk.x1 for chunk in chunks)),
             None if chunks[0].condition is None else tree_map(join, *(chunk.condition for chunk in chunks)),
-            x0=tree_map(join, *(chunk.x0 for chunk in chunks)),
-            extra={"calls": chunks[0].extra["calls"]},
+            x0=None if chunks[0].x0 is None else tree_map(join, *(chunk.x0 for chunk in chunks)),
+            extra={"calls": chunks[0].extra.get("calls")},
         )
-
-
-def _empty(leaf: Any, count: int, device: torch.device) -> State:
-    if isinstance(leaf, Leaf):
-        return torch.empty(count, *leaf.shape, dtype=getattr(torch, leaf.dtype), device=device)
-    return {name: _empty(child, count, device) for name, child in leaf.items()}
-
-
-def _wide(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.reshape(-1, *(1,) * (like.ndim - 1)).to(like.device)

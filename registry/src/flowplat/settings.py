@@ -22,7 +22,8 @@ class SampleSettings(Settings):
 
     count: int = Field(100, ge=1, description="samples to draw")
     steps: int = Field(100, ge=1, description="solver steps")
-    solver: Chosen = Field(description="the solver")
+    sampler: Chosen = Field(description="how a sample is drawn; flow integrates the field")
+    solver: Chosen | None = Field(None, description="the solver")
     guidance: list[Chosen] = Field(default_factory=list, description="guidance, innermost first")
     condition: str | None = Field(None, description="what to condition on, in the domain's words; null for a mix")
     batch_size: int = Field(
@@ -50,11 +51,12 @@ class RunConfig(Settings):
     smoke: bool = Field(False, description="use the data set's tiny version")
     data: Chosen = Field(description="the data set")
     network: Chosen = Field(description="the network")
-    path: Chosen = Field(description="the probability path")
-    coupling: Chosen = Field(description="how source and data are paired")
-    times: Chosen = Field(description="the distribution of training times")
-    loss: Chosen = Field(description="the loss metric")
-    predicts: Prediction = Field("velocity", description="what the network's output means")
+    objective: Chosen = Field(description="what is minimised; matching regresses a field on a path")
+    path: Chosen | None = Field(None, description="the probability path")
+    coupling: Chosen | None = Field(None, description="how source and data are paired")
+    times: Chosen | None = Field(None, description="the distribution of training times")
+    loss: Chosen | None = Field(None, description="the loss metric")
+    predicts: Prediction | None = Field(None, description="what the network's output means")
     train: TrainSettings = Field(default_factory=TrainSettings)
     sample: SampleSettings
     eval: EvalSettings
@@ -67,10 +69,12 @@ class RunConfig(Settings):
 CHOICES = {
     "data": "data",
     "network": "network",
+    "objective": "objective",
     "path": "path",
     "coupling": "coupling",
     "times": "times",
     "loss": "loss",
+    "sample.sampler": "sampler",
     "sample.solver": "solver",
     "sample.guidance": "guidance",
     "eval.metrics": "metric",
@@ -79,6 +83,17 @@ CHOICES = {
 
 LISTS = {"sample.guidance", "eval.metrics"}
 """Those of ``CHOICES`` that are lists."""
+
+USED = {
+    "path": "path",
+    "coupling": "coupling",
+    "times": "times",
+    "loss": "loss",
+    "predicts": "predicts",
+    "sample.solver": "solver",
+    "sample.guidance": "guidance",
+}
+"""Settings that are there where the objective or the sampler is registered to use them, under the name given here."""
 
 FREE = (
     "preset", "engine", "sample", "eval", "observers", "train.log_every", "train.checkpoint_every", "train.keep",
@@ -90,11 +105,13 @@ OBSERVERS = {"tensorboard": "flowplat.tensorboard"}
 """Observers that no plugin has to bring, and their modules."""
 
 DEFAULTS = {
+    "objective": "matching",
     "path": "linear",
     "coupling": "independent",
     "times": "uniform",
     "loss": "l2",
-    "sample": {"solver": "euler"},
+    "predicts": "velocity",
+    "sample": {"sampler": "flow", "solver": "euler", "guidance": []},
     "eval": {},
 }
 """The components a config need not name."""

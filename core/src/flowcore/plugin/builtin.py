@@ -56,4 +56,23 @@ def register_solvers(register: Register) -> None:
 
 @hookimpl
 def register_guidance(register: Register) -> None:
-    register("classifier_free", "flowcore.guidance:classifier_free", summary="follow the condition w times as strongly")
+    register(
+        "classifier_free", "flowcore.guidance:classifier_free", summary="follow the condition w times as strongly",
+        off={"scale": 1},
+    )  # fmt: skip
+
+
+@hookimpl
+def register_objectives(register: Register) -> None:
+    register(
+        "matching", "flowcore.objectives:matching", summary="the loss of a network on a path between coupled pairs",
+        uses=("path", "coupling", "times", "loss", "predicts"),
+    )  # fmt: skip
+
+
+@hookimpl
+def register_samplers(register: Register) -> None:
+    register(
+        "flow", "flowcore.samplers:flow", summary="the field, integrated from source to data",
+        uses=("path", "predicts", "solver", "guidance"),
+    )  # fmt: skip

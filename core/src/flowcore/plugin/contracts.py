@@ -5,7 +5,7 @@ This module is light: torch is named for type checkers and not imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -14,8 +14,16 @@ if TYPE_CHECKING:
 
     import torch
 
+    from flowcore.couplings import Coupling
     from flowcore.data import Batch, Source
+    from flowcore.field import Field
+    from flowcore.guidance import Guidance
+    from flowcore.losses import Metric as Loss
+    from flowcore.paths import Affine
+    from flowcore.prediction import Prediction
+    from flowcore.solvers import Step
     from flowcore.state import State
+    from flowcore.times import Times
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,93 @@ class Portable(Data, Protocol):
 
     def facts(self) -> Any:
         """Plain JSON: dicts, lists, text, finite numbers, booleans, None."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, for an objective or a sampler to be built from.
+
+    ``path``, ``coupling``, ``times``, ``loss``, ``predicts``, ``solver`` and ``guidance`` are there where the objective
+    or the sampler is registered to use them; else they are None. ``drop_condition`` is the share of conditions that
+    training replaces by the null condition. ``seed`` is the run's; what is drawn in training or sampling is drawn from
+    the generator that comes with the call.
+    """
+
+    spec: Spec
+    data: Data
+    device: torch.device
+    seed: int = 0
+    drop_condition: float = 0.0
+    path: Affine = None  # type: ignore[assignment]
+    coupling: Coupling = None  # type: ignore[assignment]
+    times: Times = None  # type: ignore[assignment]
+    loss: Loss = None  # type: ignore[assignment]
+    predicts: Prediction = None  # type: ignore[assignment]
+    solver: Step = None  # type: ignore[assignment]
+    guidance: Sequence[Guidance] = ()
+
+    def field(
+        self, network: Any, condition: State | None = None, index: Any = None, samples: int | None = None
+    ) -> Field:
+        """``network`` read as a field along ``path``, told ``condition``."""
+        import torch
+
+        from flowcore.field import Field
+        from flowcore.state import tree_map
+
+        null = self.spec.null
+        on_device = None if null is None else tree_map(lambda n: torch.as_tensor(n, device=self.device), null)
+        return Field(network, self.path, self.predicts, condition, on_device, index, samples)
+
+
+class Objective(Protocol):
+    """What is minimised: ``objective(network, batch, generator) -> (B,)``, a loss for each sample of the batch, every
+    draw from the generator."""
+
+    def __call__(self, network: Any, batch: Batch, generator: torch.Generator) -> torch.Tensor: ...
+
+
+class Sampler(Protocol):
+    """How ``count`` samples are drawn, every draw from the generator, in ``steps`` steps, whatever a step is.
+
+    ``condition`` holds a condition for each of them, or is None. The batch that is returned is on any device; its
+    ``x0`` is what they came from, where that is something, and ``extra["calls"]`` the evaluations of the network (NFE).
+    Raises ``flowcore.errors.UsageError`` where it cannot do what the settings ask.
+    """
+
+    def __call__(
+        self, network: Any, condition: State | None, count: int, steps: int, generator: torch.Generator
+    ) -> Batch: ...
+
+
+class Trained(Protocol):
+    """A trained model, as a task sees it."""
+
+    data: Data
+    network: torch.nn.Module
+    device: torch.device
+    seed: int
+
+    def parts(self) -> Parts:
+        """What the run was made of; its sampler's path, guidance and solver are there, made anew."""
+
+    def sample(
+        self, count: int, steps: int | None = None, seed: int | None = None, condition: str | None = None
+    ) -> Batch:
+        """Samples as the run draws them; what is not given is as in its config."""
+
+
+class Task(Protocol):
+    """``task(trained, inputs, out, **options)``: what the domain does with a model.
+
+    From the command ``inputs`` are paths as the user gave them and ``out`` is where the result belongs: a file or a
+    folder, which is not there yet unless the task ``resumes``; what is returned is a summary of plain JSON: counts,
+    figures, what was skipped and why. From Python ``inputs`` may be the domain's own objects, and with ``out`` None
+    nothing is written and the result is returned. ``trained`` is None where a task registered with ``model=False`` got
+    none. Raises ``flowcore.errors.InputError`` naming the file and the way out.
+    """
+
+    def __call__(self, trained: Trained | None, inputs: Sequence[Any], out: Path | None) -> Any: ...
 
 
 @dataclass(frozen=True)

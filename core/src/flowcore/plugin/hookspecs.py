@@ -3,9 +3,9 @@
     register(name, "module:attribute", summary="...", config="module:Model")
 
 The reference is text, so naming a component imports nothing; it is loaded when a run asks for it. ``name`` is lower
-case, unique within the kind and the plugin. With ``config`` (a pydantic model) the component is called as described
-below; without it the component is a function whose keyword parameters are its options, as the core's own paths,
-couplings, times and solvers are.
+case, unique within the kind and the plugin. With ``config`` (a pydantic model) the component is called with that and
+what is described below; without it the component is a function of what is described below, if anything, whose further
+parameters, all with defaults, are its options, as the core's own paths, couplings, times and solvers are.
 """
 
 from __future__ import annotations
@@ -15,16 +15,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 from flowcore.plugin import hookspec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from flowcore.plugin.contracts import Watched
 
 
 class Register(Protocol):
-    """How a component is registered; ``default=True`` marks the preset that ``run`` takes when none is named."""
+    """How a component is registered. What follows ``config`` belongs to one kind or two, whose hooks say what it is."""
 
     def __call__(
-        self, name: str, reference: str, *, summary: str, config: str | None = None, default: bool = False
+        self,
+        name: str,
+        reference: str,
+        *,
+        summary: str,
+        config: str | None = None,
+        default: bool = False,
+        uses: Sequence[str] = (),
+        off: Mapping[str, Any] | None = None,
+        model: bool = True,
+        resumes: bool = False,
     ) -> None: ...
 
 
@@ -40,7 +51,27 @@ def register_networks(register: Register) -> None:
 
 @hookspec
 def register_guidance(register: Register) -> None:
-    """Guidance: a factory ``(config, spec) -> flowcore.guidance.Guidance``, or a function of its options alone."""
+    """Guidance: a factory ``(config, spec) -> flowcore.guidance.Guidance``, or a function of its options alone.
+
+    ``off`` are the options with which it changes nothing, ``{"scale": 0}`` if it is not given; ``platform check`` tries
+    them."""
+
+
+@hookspec
+def register_objectives(register: Register) -> None:
+    """Objectives, where matching a path is not what is minimised: a factory ``(config, parts)`` of a
+    ``flowcore.plugin.contracts.Objective``; the core's is ``matching``.
+
+    ``uses`` names the settings it reads of path, coupling, times, loss and predicts. They are there in its ``parts``; a
+    setting that nothing of a run uses is refused."""
+
+
+@hookspec
+def register_samplers(register: Register) -> None:
+    """Samplers, where integrating a field is not how a sample is drawn: a factory ``(config, parts)`` of a
+    ``flowcore.plugin.contracts.Sampler``; the core's is ``flow``.
+
+    ``uses`` names the settings it reads of path, predicts, solver and guidance, as with an objective."""
 
 
 @hookspec
@@ -71,6 +102,20 @@ def register_losses(register: Register) -> None:
 @hookspec
 def register_solvers(register: Register) -> None:
     """Solvers: a function of its options that returns a ``flowcore.solvers.Step``."""
+
+
+@hookspec
+def register_tasks(register: Register) -> None:
+    """Tasks, the domain's verbs: a ``flowcore.plugin.contracts.Task``, a function of what it is called with and of its
+    options. ``platform apply PLUGIN TASK`` calls it on files, ``flowplat.load(path).apply(TASK, ...)`` on objects.
+
+    ``model=False`` marks one that works without a trained model; ``resumes=True`` one that goes on in an output that is
+    there already, which is refused otherwise."""
+
+
+@hookspec
+def register_commands(register: Register) -> None:
+    """Further verbs: a ``click.Command``, called by ``platform x PLUGIN NAME``."""
 
 
 @hookspec

@@ -8,7 +8,10 @@ import click
 
 from flowplat.cli.options import as_json, echo_json
 
-KINDS = ("preset", "data", "network", "guidance", "metric", "path", "coupling", "times", "loss", "solver")
+KINDS = (
+    "preset", "task", "data", "network", "guidance", "metric", "objective", "sampler", "path", "coupling", "times",
+    "loss", "solver", "command",
+)  # fmt: skip
 
 
 @click.command("info")
@@ -16,7 +19,7 @@ KINDS = ("preset", "data", "network", "guidance", "metric", "path", "coupling", 
 @as_json()
 def command(plugin: str, as_json: bool) -> None:
     """PLUGIN is an installed plugin, or `core` for the platform's own paths, couplings, times, solvers and guidance."""
-    from flowplat.components import CORE
+    from flowplat.discovery import CORE
     from flowplat.manager import Manager
 
     manager = Manager()

@@ -1,0 +1,38 @@
+"""What a run minimises where its plugin brings nothing else: the matching loss of a path."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowcore.couplings import Pairs
+from flowcore.data import Batch
+from flowcore.losses import matching_loss
+from flowcore.plugin.contracts import Objective, Parts
+from flowcore.state import tree_map
+
+
+def matching(parts: Parts) -> Objective:
+    """E[w(t) metric(network(x_t, t, condition), target)]: see ``flowcore.losses.matching_loss``.
+
+    The batch brings x0 where a coupling has paired it; independent noise is drawn here, on the device. A share
+    ``drop_condition`` of the conditions is replaced by the null condition.
+    """
+    path, times, metric = parts.path, parts.times, parts.loss
+
+    def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        x0 = path.draw_source(batch.x1, generator) if batch.x0 is None else batch.x0
+        t = times(len(batch), generator)
+        field = parts.field(network, batch.condition)
+        if parts.drop_condition > 0 and field.condition is not None and field.null is not None:
+            dropped = torch.rand(len(batch), generator=generator, device=generator.device) < parts.drop_condition
+            keep = tree_map(lambda c, n: torch.where(_wide(dropped, c), n, c), field.condition, field.null_condition())
+            field = field.with_condition(keep)
+        pairs = Pairs(x0, batch.x1, batch.weight)
+        return matching_loss(field, pairs, t.float(), metric, batch.index, times.weights(t))
+
+    return loss
+
+
+def _wide(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(-1, *(1,) * (like.ndim - 1)).to(like.device)
