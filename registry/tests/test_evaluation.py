@@ -11,7 +11,6 @@ from flowcore.diagnostics import transport
 from flowplat.config import resolve
 from flowplat.evaluation import draw, evaluate
 from flowplat.experiment import Experiment
-from flowplat.rundir import RunDir
 
 
 class Linear(nn.Module):
@@ -29,7 +28,7 @@ def measure(network: nn.Module, folder: Path, *overrides: str) -> dict:
     experiment = Experiment(resolve("ring", overrides))
     drawn = draw(experiment, network)
     assert drawn is not None
-    return evaluate(experiment, network, drawn, RunDir(folder))
+    return evaluate(experiment, network, drawn, folder)
 
 
 def test_straight_paths_have_straightness_0_and_the_cost_of_their_length(ring: Path, tmp_path: Path) -> None:

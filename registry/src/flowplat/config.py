@@ -109,9 +109,9 @@ def resolve(
     if smoke:
         layers.add("--smoke", SMOKE)
     faults = []
-    for override in overrides:
+    for word in overrides:
         try:
-            layers.add("command line", _override(override))
+            layers.add("command line", override(word))
         except UsageError as error:
             faults.append(str(error))
     layers.add("command line", {"plugin": plugin, "preset": name})
@@ -187,7 +187,8 @@ def _preset(manager: Manager, plugin: str, preset: str | None, required: bool) -
     return name, _mapping(parse(text, f"preset {component.full_name}"), component.full_name)
 
 
-def _override(text: str) -> Plain:
+def override(text: str) -> Plain:
+    """``key=value`` as nested settings. Raises ``UsageError`` where it is none."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise UsageError(f"{text!r} is no setting; write key=value, such as train.steps=500")
@@ -222,7 +223,7 @@ def _validate(layers: Layers, manager: Manager, faults: list[str]) -> RunConfig:
         try:
             return Chosen(component, model.model_validate({k: v for k, v in named.items() if k != "name"}))
         except ValidationError as error:
-            for line in _faults(error, model, key):
+            for line in faults_of(error, model, key):
                 fault(*line)
         return None
 
@@ -243,13 +244,18 @@ def _validate(layers: Layers, manager: Manager, faults: list[str]) -> RunConfig:
     try:
         config = RunConfig.model_validate(settings)
     except ValidationError as error:
-        for key, message in _faults(error, RunConfig, ""):
+        for key, message in faults_of(error, RunConfig, ""):
             if not any(key == bad or key.startswith(bad + ".") for bad in failed):
                 fault(key, message)
+    refuse("the config", faults)
+    return config
+
+
+def refuse(what: str, faults: Sequence[str]) -> None:
+    """Raise ``UsageError`` with all ``faults`` of ``what``, if there are any."""
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise UsageError(f"the config has {count}:\n" + "\n".join(f"  {line}" for line in faults))
-    return config
+        raise UsageError(f"{what} has {count}:\n" + "\n".join(f"  {line}" for line in faults))
 
 
 def _leave_out(settings: Plain, manager: Manager, layers: Layers, fault: Callable[[str, str], None]) -> None:
@@ -299,7 +305,8 @@ def _load_named(settings: Plain, manager: Manager) -> None:
                 manager.load(name.partition("/")[0])
 
 
-def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+def faults_of(error: ValidationError, model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+    """What pydantic found, as (key, message) with the way out."""
     for one in error.errors():
         path = [str(part) for part in one["loc"]]
         key = ".".join([prefix, *path] if prefix else path)

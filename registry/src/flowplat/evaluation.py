@@ -1,6 +1,7 @@
 """Measuring a trained field: the plugin's metrics at several numbers of solver steps, and the geometry of its paths."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -9,42 +10,36 @@ from flowcore.data import Batch
 from flowcore.diagnostics import transport
 from flowcore.errors import PluginError
 from flowcore.plugin.contracts import Figure, Measured
-from flowplat.components import keywords
 from flowplat.experiment import Experiment
 from flowplat.progress import progress
-from flowplat.rundir import RunDir
 
 Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a run is measured on: samples by number of steps, those whose paths are followed, those that are kept."""
+    """What a model is measured on: samples by number of steps, and those whose paths are followed."""
 
     by_steps: dict[int, Batch]
     paths: Batch | None
-    kept: Batch
 
 
 def draw(experiment: Experiment, network: nn.Module) -> Drawn | None:
-    """Everything that a run draws after training, over all its processes; None on all but the first."""
-    config = experiment.config
-    sample, seed = config.sample, config.seed
-    by_steps = {n: experiment.sample(network, config.eval.count, n, seed) for n in sorted(set(config.eval.steps))}
-    flows = experiment.follows_field
-    paths = experiment.sample(network, config.eval.paths, 1, seed) if flows else None
-    kept = experiment.sample(network, sample.count, sample.steps, seed)
-    return None if kept is None else Drawn(by_steps, paths, kept)  # type: ignore[arg-type]
+    """Everything that is measured, drawn over all processes; None on all but the first."""
+    settings, seed = experiment.config.eval, experiment.config.seed
+    by_steps = {n: experiment.sample(network, settings.count, n, seed) for n in sorted(set(settings.steps))}
+    paths = experiment.sample(network, settings.paths, 1, seed) if experiment.follows_field else None
+    return None if experiment.engine.rank else Drawn(by_steps, paths)  # type: ignore[arg-type]
 
 
-def evaluate(experiment: Experiment, network: nn.Module, drawn: Drawn, run: RunDir) -> Result:
-    """All figures of a run, as JSON-ready data:
+def evaluate(experiment: Experiment, network: nn.Module, drawn: Drawn, folder: Path) -> Result:
+    """All figures of a run, as JSON-ready data; ``folder`` takes what its metrics keep.
 
     ``{"count", "seed", "by_steps": [{"steps", "nfe", "figures": {name: figure}}], "paths": {name: figure}}``
     """
     settings = experiment.config.eval
     with progress("evaluate", len(drawn.by_steps) * len(settings.metrics)) as bar:
-        rows = [_measured(experiment, samples, steps, run, bar) for steps, samples in drawn.by_steps.items()]
+        rows = [_measured(experiment, samples, steps, folder, bar) for steps, samples in drawn.by_steps.items()]
     return {
         "count": settings.count,
         "seed": experiment.config.seed,
@@ -53,12 +48,12 @@ def evaluate(experiment: Experiment, network: nn.Module, drawn: Drawn, run: RunD
     }
 
 
-def _measured(experiment: Experiment, samples: Batch, steps: int, run: RunDir, bar: Any) -> Result:
-    run.eval.mkdir(parents=True, exist_ok=True)
-    measured = Measured(experiment.data, run.eval, experiment.config.seed, experiment.device)
+def _measured(experiment: Experiment, samples: Batch, steps: int, folder: Path, bar: Any) -> Result:
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = Measured(experiment.data, folder, experiment.config.seed, experiment.device)
     figures: dict[str, Figure] = {}
     for metric in experiment.config.eval.metrics:
-        found = metric.component.load()(samples, measured, **keywords(metric.options))
+        found = metric.build(samples, measured)
         if both := sorted(set(found) & set(figures)):
             raise PluginError(f"{metric.component} and another metric both return a figure {both[0]!r}")
         figures |= found

@@ -6,11 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from flowcore.data import Batch
 from flowcore.errors import FlowError, IntegrityError, UsageError
+from flowcore.plugin.contracts import Parts
 from flowcore.training import checkpoints
 from flowcore.training.settings import EngineSettings
 from flowplat import modelfolder
@@ -37,6 +39,31 @@ class Model:
     def data(self) -> Any:
         """The plugin's data set, which writes and shows samples."""
         return self.experiment.data
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.experiment.device
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.experiment.config.seed
+
+    def parts(self) -> Parts:
+        """What the run was made of, for a task that samples in a way of its own."""
+        return self.experiment.steered()
+
+    def apply(self, task: str, *inputs: Any, out: str | Path | None = None, **options: Any) -> Any:
+        """What the plugin's ``task`` makes of ``inputs``: ``load(path).apply("forecast", frame)``.
+
+        Inputs are paths or the domain's own objects. With ``out`` the result is written there and a summary returned.
+        Raises ``UsageError`` for an unknown task or option, and what the task raises.
+        """
+        from flowplat import tasks
+
+        component = tasks.find(self.experiment.config.plugin, task)
+        return tasks.carry_out(component, self, inputs, None if out is None else Path(out), options)
 
     def sample(
         self, count: int, steps: int | None = None, seed: int | None = None, condition: str | None = None

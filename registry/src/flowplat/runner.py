@@ -184,12 +184,13 @@ class _Session:
         self._train(begin(network, self.config.train, self.engine))
         trained = self.experiment.network()  # what is measured is what was saved
         checkpoints.load_weights(checkpoints.chosen(self.run.checkpoints, self.config.train), trained)
-        drawn = draw(self.experiment, trained)
+        drawn, sample = draw(self.experiment, trained), self.config.sample
+        kept = self.experiment.sample(trained, sample.count, sample.steps, self.config.seed)
         self.engine.close()  # the others are done, and metrics that would gather from them shall not wait
-        if drawn is None:
+        if drawn is None or kept is None:
             return {}
-        figures = evaluate(self.experiment, trained, drawn, self.run)
-        self._tell(drawn.kept, figures, count)
+        figures = evaluate(self.experiment, trained, drawn, self.run.eval)
+        self._tell(kept, figures, count)
         return figures
 
     def _open(self) -> None:

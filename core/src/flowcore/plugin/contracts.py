@@ -154,10 +154,21 @@ class Sampler(Protocol):
 class Trained(Protocol):
     """A trained model, as a task sees it."""
 
-    data: Data
-    network: torch.nn.Module
-    device: torch.device
-    seed: int
+    @property
+    def data(self) -> Data:
+        """The data set it was trained on; where it was exported, what its facts tell of that."""
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network with its averaged weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
 
     def parts(self) -> Parts:
         """What the run was made of; its sampler's path, guidance and solver are there, made anew."""

@@ -1,32 +1,30 @@
 """``platform list``."""
 
+from dataclasses import asdict
+
 import click
 
 from flowplat.cli.options import as_json, echo_json
 
 
 @click.command("list")
+@click.option("--components", is_flag=True, help="Load each plugin, in a process of its own, and list what it brings.")
 @as_json()
-def command(as_json: bool) -> None:
-    """Read from the installed distributions; no plugin is imported."""
-    from flowplat.discovery import installed
+def command(components: bool, as_json: bool) -> None:
+    """Read from the installed distributions; no plugin is imported unless --components asks for it.
 
-    rows = [
-        {
-            "plugin": plugin.name,
-            "distribution": plugin.distribution,
-            "version": plugin.version,
-            "state": "ok" if len(claims) == 1 else "duplicate",
-            "summary": plugin.summary,
-        }
-        for claims in installed().values()
-        for plugin in claims
-    ]
+    A plugin's state is ok, disabled, incompatible, duplicate or broken, with the cause.
+    """
+    from flowplat.probe import plugins
+
+    found = plugins(components)
     if as_json:
-        echo_json(rows)
+        echo_json([{"plugin": one.name} | {k: v for k, v in asdict(one).items() if k != "name"} for one in found])
         return
-    if not rows:
-        click.echo("no plugin is installed; `pip install flowplat-images` adds one", err=True)
-    for row in rows:
-        state = "" if row["state"] == "ok" else f"  [{row['state']}]"
-        click.echo(f"{row['plugin']:14}{row['version']:10}{row['summary']}{state}")
+    if not found:
+        click.echo("no plugin is installed; `platform search` lists those there are", err=True)
+    for one in found:
+        click.echo(f"{one.name:14}{one.version:10}{one.summary if one.state == 'ok' else f'[{one.state}] {one.cause}'}")
+        for part in one.components or ():
+            summary = f"[broken] {part['cause']}" if "cause" in part else part["summary"]
+            click.echo(f"  {part['kind']:12}{part['name']:20}{summary}{' (default)' if part['default'] else ''}")

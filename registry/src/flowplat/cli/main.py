@@ -16,6 +16,8 @@ from flowcore.errors import FlowError, MachineError
 COMMANDS = {
     "run": "train a preset of a plugin, evaluate it, sample from it, and report",
     "sample": "draw samples from a trained run or an exported model",
+    "eval": "measure a trained run or an exported model again",
+    "apply": "a verb of the plugin's own on your files, such as forecast or harmonize",
     "runs": "the runs there are: list, show, compare, prune",
     "export": "make a model folder of a run, to keep or to share",
     "publish": "copy a model to a shared folder or to the Hugging Face hub",
@@ -23,6 +25,13 @@ COMMANDS = {
     "list": "the plugins that are installed",
     "info": "what a plugin brings: its components and their options",
     "show-config": "the complete config that a run would use",
+    "x": "further verbs that a plugin brings",
+    "search": "the plugins that the catalogue knows",
+    "install": "install plugins: from the catalogue, a wheel, a folder, an index",
+    "uninstall": "remove plugins",
+    "freeze": "the plugins that are installed, as a list that install -r takes",
+    "enable": "switch a disabled plugin on again",
+    "disable": "switch a plugin off; it stays installed",
 }
 """Every verb and its help line. A verb's module is imported when the verb is used, so ``--help`` stays quick."""
 

@@ -68,3 +68,17 @@ def echo_json(data: Any) -> None:
     from flowplat.rundir import to_json
 
     click.echo(to_json(data))
+
+
+def figures_table(figures: dict[str, Any]) -> None:
+    """Print a run's figures: a row each, its value by number of solver steps, its floor and its baselines."""
+    from flowplat.report import number, table
+
+    steps = [column["steps"] for column in figures["by_steps"]]
+    click.echo(f"{'solver steps':24}" + "".join(f"{n:>10}" for n in steps) + f"{'floor':>10}  baselines")
+    for row in table(figures):
+        values = "".join(f"{number(row['values'].get(n)):>10}" for n in steps)
+        baselines = ", ".join(f"{name} {number(value)}" for name, value in row["baselines"].items())
+        click.echo(f"{row['name']:24}{values}{number(row['floor']):>10}  {baselines}")
+    for name, figure in figures["paths"].items():
+        click.echo(f"{name:24}{number(figure['value']):>10}")

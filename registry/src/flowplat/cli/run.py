@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowplat.cli.options import as_json, config_source, echo_json, results_only
+from flowplat.cli.options import as_json, config_source, echo_json, figures_table, results_only
 
 if TYPE_CHECKING:
     from flowplat.experiment import Experiment
@@ -64,16 +64,7 @@ def command(
     if as_json:
         echo_json({"folder": str(finished.folder), "figures": finished.figures})
         return
-    from flowplat.report import number, table
-
-    steps = [column["steps"] for column in finished.figures["by_steps"]]
-    click.echo(f"{'solver steps':24}" + "".join(f"{n:>10}" for n in steps) + f"{'floor':>10}  baselines")
-    for row in table(finished.figures):
-        values = "".join(f"{number(row['values'].get(n)):>10}" for n in steps)
-        baselines = ", ".join(f"{name} {number(value)}" for name, value in row["baselines"].items())
-        click.echo(f"{row['name']:24}{values}{number(row['floor']):>10}  {baselines}")
-    for name, figure in finished.figures["paths"].items():
-        click.echo(f"{name:24}{number(figure['value']):>10}")
+    figures_table(finished.figures)
     click.echo(f"report: {finished.folder / 'report.html'}")
 
 
