@@ -90,9 +90,16 @@ class Entry(_Table):
     reviewed: date | None = None
     releases: list[Release] = Field(default_factory=list)
 
-    def latest(self) -> Release | None:
-        """The newest release for the flowplat that is installed, else the newest of all; None before the first."""
-        return max(self.releases, key=lambda one: (one.fits, Version(one.version)), default=None)
+    def latest(self, wanted: str = "") -> Release | None:
+        """The newest release within ``wanted`` (as in ``>=1,<2``): one for the flowplat that is installed before one
+        that is not, and a final one before a preview. None when there is none."""
+        within = [one for one in self.releases if SpecifierSet(wanted).contains(one.version, prereleases=True)]
+        return max(within, key=_order, default=None)
+
+
+def _order(release: Release) -> tuple[bool, bool, Version]:
+    version = Version(release.version)
+    return release.fits, not version.is_prerelease, version
 
 
 def read(text: str, origin: str) -> list[Entry]:
