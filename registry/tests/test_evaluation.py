@@ -67,7 +67,7 @@ def test_a_metric_gets_its_options_and_its_figure_is_kept_whole(ring: Path, tmp_
 
 def test_the_folder_a_metric_may_keep_things_in_is_there(ring: Path, tmp_path: Path) -> None:
     measure(Linear(0.0, 0.0, 0.0), tmp_path, "eval.metrics=[keeps]", "eval.count=5")
-    assert (tmp_path / "eval" / "kept").read_text() == "5"
+    assert (tmp_path / "kept").read_text() == "5"
 
 
 def test_no_metrics_are_no_fault(ring: Path, tmp_path: Path) -> None:
