@@ -1,6 +1,7 @@
 """cli: the verbs, their output, and the one place where errors become exit codes."""
 
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -174,6 +175,28 @@ def test_show_config_prints_what_a_run_would_use(ring: Path, capsys: pytest.Capt
     assert parse(out, "stdout") == plain(resolve("ring", ["seed=4"]))
     out = platform(capsys, "show-config", "ring", "seed=4", "--json")[1]
     assert json.loads(out) == plain(resolve("ring", ["seed=4"]))
+
+
+def test_show_config_says_where_each_value_comes_from(
+    ring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my\n- file.yaml").write_text("train: {lr: 0.5}")
+    monkeypatch.chdir(tmp_path)
+    arguments = ("show-config", "ring", "-c", "my\n- file.yaml", "seed=4", "--smoke", "--origin")
+    code, out, err = platform(capsys, *arguments)
+    assert (code, err) == (0, "")
+    config = plain(resolve("ring", ["seed=4"], file="my\n- file.yaml", smoke=True))
+    assert parse(out, "stdout") == config  # what `run -c -` makes of it
+    for line in (
+        "seed: 4 # command line",
+        "lr: 0.5 # my?- file.yaml",
+        "warmup: 0 # --smoke",
+        "width: 24 # preset ring",
+    ):
+        assert line in re.sub(" +", " ", out)
+    told = json.loads(platform(capsys, *arguments, "--json")[1])
+    assert told["config"] == config
+    assert (told["origins"]["train.lr"], told["origins"]["train.clip"]) == ("my\n- file.yaml", "default")
 
 
 def test_a_run_tells_its_figures_on_stdout(ring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flowcore.errors import UsageError
-from flowplat.plain_yaml import dump, parse
+from flowplat.plain_yaml import commented, dump, inline, parse
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,39 @@ def test_the_order_of_keys_is_kept() -> None:
 def test_what_is_shared_is_written_out() -> None:
     steps = [1, 4]
     assert dump({"a": steps, "b": steps}) == "a:\n- 1\n- 4\nb:\n- 1\n- 4\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [(5, "5"), (1e-05, "1e-05"), (None, "null"), (True, "true"), ("true", "'true'"), ("", "''"),
+     ([1, None], "[1, null]"), ({"a": [], "b": "x y"}, "{a: [], b: x y}"), ("a: b", "'a: b'"),
+     ("word " * 60, "'" + "word " * 60 + "'")],
+)  # fmt: skip
+def test_inline_is_one_line_that_is_read_back(data: Any, text: str) -> None:
+    assert inline(data) == text
+    assert same(parse(inline(data), "here"), data)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.text(), PLAIN, min_size=1))
+@example({"a": {"b": "word " * 60, "c": ["two\nlines", [], {}]}, "d.e": None})
+def test_comments_change_nothing(data: dict[str, Any]) -> None:
+    class Every(dict[str, str]):
+        def __contains__(self, key: object) -> bool:
+            return True
+
+        def __missing__(self, key: str) -> str:
+            return "said: [of it]"
+
+    assert same(parse(commented(data, Every()), "here"), data)
+    assert commented(data, {}) == dump(data)
+
+
+def test_comments_stand_behind_their_values_in_one_column() -> None:
+    data = {"train": {"steps": 5, "lr": 0.1}, "list": ["a", {"b": 1}], "none": []}
+    comments = {"train.steps": "one", "train.lr": "two", "list.0": "three", "list.1.b": "four", "none": "five"}
+    assert commented(data, comments).splitlines() == [
+        "train:", "  steps: 5  # one", "  lr: 0.1   # two", "list:", "- a         # three", "- b: 1      # four",
+        "none: []    # five",
+    ]  # fmt: skip
+    assert commented({"a": "x" * 90, "b": 1}, {"a": "one", "b": "two"}).splitlines()[1] == f"{'b: 1':48}  # two"

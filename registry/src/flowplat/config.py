@@ -6,7 +6,7 @@ Every fault is found in one pass, and each is reported with its key, where it ca
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from flowcore.errors import InputError, UsageError
 from flowplat.chosen import Chosen
 from flowplat.components import Component
 from flowplat.discovery import CORE
+from flowplat.layers import DEFAULT, Layers
 from flowplat.manager import Manager
 from flowplat.plain_yaml import dump, parse
 from flowplat.settings import CHOICES, DEFAULTS, LISTS, OBSERVERS, SMOKE, USED, RunConfig
@@ -33,49 +34,6 @@ ELSEWHERE = {
 """What a config file holds and ``key=value`` does not."""
 
 
-@dataclass
-class Layers:
-    """Merged settings, and the layer each key came from."""
-
-    merged: Plain = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
-
-    def add(self, origin: str, settings: Plain) -> None:
-        """Lay ``settings`` over what is there. A component named anew drops the options of the one it replaces."""
-        self.merged = self._over(self.merged, settings, origin, "")
-
-    def origin(self, key: str) -> str:
-        """The layer that set ``key``, or the nearest key above it."""
-        while key not in self.origins and "." in key:
-            key = key.rpartition(".")[0]
-        return self.origins.get(key, "default")
-
-    def _over(self, below: Any, above: Any, origin: str, key: str) -> Any:
-        if isinstance(above, str) and isinstance(below, dict) and "name" in below:
-            above = {"name": above}
-        self.origins[key] = origin
-        if not isinstance(above, dict):
-            return above
-        if isinstance(below, str) and key in CHOICES:  # options for a component that the layer below only names
-            below = {"name": below}
-        if isinstance(below, dict) and _renamed(below, above):
-            below = {}
-            self.origins = {old: layer for old, layer in self.origins.items() if not old.startswith(f"{key}.")}
-        result = dict(below) if isinstance(below, dict) else {}
-        for name, value in above.items():
-            result[name] = self._over(result.get(name), value, origin, f"{key}.{name}".lstrip("."))
-        return result
-
-
-def _renamed(below: Plain, above: Plain) -> bool:
-    """Whether ``above`` names another component than ``below``; a short name may be the same as a full one."""
-    old, new = below.get("name"), above.get("name")
-    if not isinstance(old, str) or not isinstance(new, str):
-        return False
-    (owner, _, short), (other, _, name) = old.rpartition("/"), new.rpartition("/")
-    return short != name or bool(owner and other and owner != other)
-
-
 def resolve(
     plugin: str,
     overrides: Sequence[str] = (),
@@ -89,6 +47,18 @@ def resolve(
     ``file`` is laid over its preset, unless it is a resolved config (see ``COMPLETE``): that stands alone, so that a
     preset which has changed since cannot change it.
     """
+    return traced(plugin, overrides, preset, file, smoke, manager)[0]
+
+
+def traced(
+    plugin: str,
+    overrides: Sequence[str] = (),
+    preset: str | None = None,
+    file: str | Path | None = None,
+    smoke: bool = False,
+    manager: Manager | None = None,
+) -> tuple[RunConfig, Layers]:
+    """``resolve``, with the layers that the config was made of."""
     manager = manager or Manager()
     manager.load(plugin)
     settings = _read(file) if file is not None else {}
@@ -98,14 +68,15 @@ def resolve(
     if named is not None and not isinstance(named, str):
         raise UsageError(f"{file}: preset should be a name, not {named!r}")
     layers = Layers()
-    layers.add("default", DEFAULTS)
+    layers.add(DEFAULT, DEFAULTS)
     if preset is None and set(settings) >= COMPLETE:
         name = named
     else:
         name, below = _preset(manager, plugin, named, required=file is None)
         layers.add(f"preset {name}", below)
+    read_from = "stdin" if str(file) == "-" else str(file)
     if file is not None:
-        layers.add(str(file), settings)
+        layers.add(read_from, settings)
     if smoke:
         layers.add("--smoke", SMOKE)
     faults = []
@@ -114,12 +85,13 @@ def resolve(
             layers.add("command line", override(word))
         except UsageError as error:
             faults.append(str(error))
-    layers.add("command line", {"plugin": plugin, "preset": name})
+    layers.add("command line", {"plugin": plugin})
+    layers.add("command line" if preset is not None else DEFAULT if named is None else read_from, {"preset": name})
     config = _validate(layers, manager, faults)
     for observer in config.observers:
         if observer not in OBSERVERS:
             manager.load(observer)
-    return config
+    return config, layers
 
 
 def plain(config: Any) -> Any:
@@ -202,7 +174,7 @@ def override(text: str) -> Plain:
 
 def _validate(layers: Layers, manager: Manager, faults: list[str]) -> RunConfig:
     """The config that the layers add up to; ``faults`` are those found so far."""
-    settings = layers.merged
+    settings = deepcopy(layers.merged)  # what follows puts components in the place of their names
     _load_named(settings, manager)
     failed: set[str] = set()
 
@@ -273,7 +245,7 @@ def _leave_out(settings: Plain, manager: Manager, layers: Layers, fault: Callabl
     for key, name in USED.items():
         holder, last = _holder(settings, key)
         if name not in used and last in holder:
-            if layers.origin(key) != "default" and holder[last] not in (None, []):
+            if layers.origin(key) != DEFAULT and holder[last] not in (None, []):
                 whose = " and ".join(f"{user.kind} {user.full_name}" for user in users)
                 fault(key, f"is used by neither {whose}; leave it out" if len(users) > 1 else f"is not used by {whose}")
             del holder[last]

@@ -4,6 +4,7 @@ Scalars follow YAML 1.2's core schema: ``1e-4`` is a float; ``yes``, ``on``, ``1
 """
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -90,3 +91,42 @@ _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 def dump(data: Any) -> str:
     """``data`` as YAML that ``parse`` reads back equal."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def inline(data: Any) -> str:
+    """``data`` on one line, as it would be typed behind ``key=``."""
+    text = yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=float("inf")
+    )
+    return text.removesuffix("...\n").strip()
+
+
+def commented(data: Any, comments: Mapping[str, str]) -> str:
+    """``dump(data)`` with a comment behind each value whose dotted key is in ``comments``; ``parse`` overlooks them."""
+    text = dump(data)
+    lines, behind = text.splitlines(), dict[int, str]()
+    for key, node in _values(yaml.compose(text, yaml.BaseLoader), ""):
+        if key in comments:
+            behind[node.end_mark.line] = comments[key]
+    width = min(WIDEST, max((len(lines[number]) for number in behind), default=0))
+    for number, comment in behind.items():
+        lines[number] = f"{lines[number]:{width}}  # {comment}"
+    return "".join(f"{line}\n" for line in lines)
+
+
+WIDEST = 48
+"""The column that comments stand in at most; behind a longer line they follow where it ends."""
+
+
+def _values(node: yaml.Node | None, key: str) -> Iterator[tuple[str, yaml.Node]]:
+    """Every scalar and empty collection of a document, by its dotted key."""
+    below: list[tuple[Any, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        below = [(name.value, value) for name, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        below = list(enumerate(node.value))
+    for name, value in below:
+        if isinstance(value, yaml.CollectionNode) and value.value:
+            yield from _values(value, f"{key}.{name}".lstrip("."))
+        else:
+            yield f"{key}.{name}".lstrip("."), value

@@ -13,6 +13,7 @@ from flowcore.errors import InputError, PluginError, UsageError
 from flowcore.plugin.contracts import Trained
 from flowplat.components import Component
 from flowplat.config import faults_of, override, refuse
+from flowplat.layers import Layers
 from flowplat.manager import Manager
 
 
@@ -30,8 +31,6 @@ def find(plugin: str, name: str) -> Component:
 
 def settings(overrides: Sequence[str]) -> dict[str, Any]:
     """``key=value`` words as options. Raises ``UsageError`` naming the word that is none."""
-    from flowplat.config import Layers
-
     layers = Layers()
     for word in overrides:
         layers.add("command line", override(word))
