@@ -94,6 +94,13 @@ class Portable(Data, Protocol):
         """Plain JSON: dicts, lists, text, finite numbers, booleans, None."""
 
 
+class Readable(Data, Protocol):
+    """A data set that reads what it writes. No run needs it; where it is there, ``platform check`` compares."""
+
+    def read(self, folder: Path) -> Batch:
+        """The samples that ``write`` wrote into ``folder``, as near as its file formats can tell them."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a run is made of, for an objective or a sampler to be built from.
