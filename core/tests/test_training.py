@@ -94,7 +94,7 @@ def test_a_run_that_is_stopped_and_goes_on_is_the_run_that_was_not_stopped(sched
         if step == 11:
             raise KeyboardInterrupt
 
-    state = begin(small(), settings)
+    state = begin(small(), settings, Engine(EngineSettings(accelerator="cpu")))
     with pytest.raises(KeyboardInterrupt):
         train(None, flow_loss, DATA, settings, state=state, after_step=stop)
     assert state.step == 11
