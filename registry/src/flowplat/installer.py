@@ -8,47 +8,43 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from flowcore.errors import PluginError
+from flowcore.errors import MachineError, PluginError
 from flowplat import discovery
 from flowplat.pip import pip
-from flowplat.plan import PINS, Item, no_plugin, there
+from flowplat.plan import PINS, Item, brings_too, no_plugin, there
 
 
-def install(items: Sequence[Item], scratch: Path) -> list[str]:
+def install(items: Sequence[Item], scratch: Path) -> set[str]:
     """Install what ``plan`` showed, every file by its hash, and return the plugins that are there now.
 
     A fresh process looks whether they are. Raises ``PluginError`` where one is not, when it has been removed again.
     """
     what = ", ".join(str(item) for item in items if item.requested)
     if any(item.exactly for item in items):
-        told: list[str | Path] = [
-            "--no-deps",
-            "--only-binary=:all:",
-            "--no-index",
-            "--find-links",
-            scratch,
-            "-r",
-            scratch / PINS,
-        ]
-        pip(what, "install", *told, changes=True)
+        told: list[str | Path] = ["--no-index", "--find-links", scratch, "-r", scratch / PINS]  # plan has fetched them
+        pip(what, "install", "--no-deps", "--only-binary=:all:", *told, changes=True)
     if loose := [word for item in items for word in item.arguments]:
         pip(what, "install", "--no-deps", *loose, changes=True)
-    present = found()
+    try:
+        present = found()
+    except MachineError as error:
+        undo = [f"{item.name}=={item.before}" for item in items if item.before]
+        way_out = f"pip install {' '.join(undo)}" if undo else f"pip uninstall {' '.join(item.name for item in items)}"
+        raise MachineError(f"{error}; `python -m {way_out}` undoes what {what} changed") from error
     for item in items:
-        brought = sorted(name for name, owners in present.items() if canonicalize_name(item.name) in owners)
+        name = canonicalize_name(item.name)
+        brought = {plugin: owners for plugin, owners in present.items() if name in owners}
+        twice = [(plugin, other) for plugin, owners in brought.items() for other in owners if other != name]
         if item.requested and not brought:
-            uninstall([item.name])
-            raise PluginError(f"{no_plugin(item)}; it was removed again")
-        for name in brought:
-            others = [owner for owner in present[name] if owner != canonicalize_name(item.name)]
-            if others:
-                uninstall([item.name])
-                raise PluginError(
-                    f"{item} brings a plugin {name!r}, and so does {others[0]}; it was removed again, "
-                    f"`platform uninstall {others[0]}` makes room"
-                )
+            fault = no_plugin(item)
+        elif twice:
+            fault = brings_too(item, *twice[0])
+        else:
+            continue
+        uninstall([item.name])
+        raise PluginError(f"{fault}; {item} was removed again")
     names = {canonicalize_name(item.name) for item in items}
-    return sorted(name for name, owners in present.items() if names & set(owners))
+    return {name for name, owners in present.items() if names & set(owners)}
 
 
 def found() -> dict[str, list[str]]:
@@ -57,8 +53,13 @@ def found() -> dict[str, list[str]]:
         "import json; from flowplat.discovery import installed; "
         "print(json.dumps({name: [one.distribution for one in claims] for name, claims in installed().items()}))"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
-    return {name: [canonicalize_name(one) for one in owners] for name, owners in json.loads(done.stdout).items()}
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise MachineError(f"the platform does not start any more: {done.stderr.strip().rpartition(chr(10))[2]}")
+    return {
+        name: [canonicalize_name(one) for one in owners]
+        for name, owners in json.loads(done.stdout.splitlines()[-1]).items()
+    }
 
 
 def plugins_of(distributions: Iterable[str]) -> set[str]:

@@ -21,6 +21,9 @@ KEPT = ("torch", "numpy", "flowplat")
 
 ELSEWHERE = "install it in an environment of its own, or ask its author for a release that fits"
 
+OFFLINE = "check the network and pip's settings, or name a wheel that is here"
+OWN = "make an environment of your own with `python3 -m venv`, and install flowplat there"
+
 
 def kept() -> dict[str, str]:
     """The versions of ``KEPT`` that are installed."""
@@ -75,17 +78,24 @@ def refusal(what: str, text: str, frozen: Mapping[str, str]) -> FlowError:
     if told := _conflict(what, text, frozen):
         return PluginError(told)
     if lacks := re.search(r"No matching distribution found for (.+)", text):
+        if "Retrying (" in text:
+            return MachineError(f"{what}: the index cannot be reached, to look for {lacks[1]}; {OFFLINE}")
         versions = re.search(r"\(from versions: (?!none)(.+)\)", text)
-        others = f"; there are {versions[1]}" if versions else "; a name, the network or its settings may be wrong"
-        return PluginError(f"{what}: pip finds no wheel of {lacks[1]} for this Python where it looks{others}")
+        others = f"there are {versions[1]}" if versions else "`platform search` lists what the catalogue knows"
+        return PluginError(f"{what}: pip finds no wheel of {lacks[1]} for this Python where it looks; {others}")
     reason = _complaint(text)
+    if re.search(r"^ERROR: Wheel .* is invalid", text, re.MULTILINE):
+        return IntegrityError(f"{what} is damaged: {reason}; fetch it again")
     if "externally-managed-environment" in text:
-        way_out = "make an environment of your own with `python3 -m venv`, and install flowplat there"
-        return MachineError(f"{what}: this Python belongs to the system, which lets nothing be installed; {way_out}")
+        return MachineError(f"{what}: this Python belongs to the system, which lets nothing be installed; {OWN}")
     if "no such option" in text:
         return MachineError(f"pip is too old ({reason}); `python -m pip install --upgrade pip` renews it")
-    if re.search(r"Retrying \(|Max retries|HTTP error|OSError|ConnectTimeout|ReadTimeout|Installing build dep", text):
-        return MachineError(f"{what}: {reason}")
+    if host := re.search(r"HTTPS?ConnectionPool\(host='([^']+)'", text):
+        return MachineError(f"{what}: {host[1]} cannot be reached; {OFFLINE}")
+    if "HTTP error" in text:
+        return MachineError(f"{what}: {reason}; {OFFLINE}")
+    if "OSError" in text or "PermissionError" in text:
+        return MachineError(f"{what}: {reason}; where this cannot be written, {OWN}")
     return PluginError(f"pip refuses {what}: {reason}")
 
 
@@ -98,30 +108,30 @@ def _conflict(what: str, text: str, frozen: Mapping[str, str]) -> str | None:
     for line in lines:
         if depends := re.fullmatch(r"(\S+) (\S+) depends on (.+)", line):
             try:
-                wanted = Requirement(depends[3])
+                wanted = Requirement(depends[3].replace(" and ", ","))  # as pip writes >=0.2,<0.3
             except InvalidRequirement:
                 continue
             there = frozen.get(canonicalize_name(wanted.name))
             if there is not None and not wanted.specifier.contains(there, prereleases=True):
                 whose = f"{depends[1]} {depends[2]}"
-                along = "" if canonicalize_name(depends[1]) in canonicalize_name(what) else f"{what} brings along "
-                return clash(f"{along}{whose}", f"{wanted.name}{wanted.specifier}", wanted.name, there)
+                if canonicalize_name(depends[1]) not in canonicalize_name(what):
+                    whose = f"{what} brings along {whose}, which"
+                return clash(whose, wanted, there)
     return f"{what} cannot be installed: {' and '.join(lines)}; {ELSEWHERE}"
 
 
-def clash(whose: str, wanted: str, name: str, there: str) -> str:
-    """The sentence for a requirement that what is installed does not meet."""
-    which = "that" if " brings along " in whose else "it"
-    verb = ", which requires" if which == "that" else " requires"
-    return f"{whose}{verb} {wanted}, and {name} {there} is installed, which install never changes; {ELSEWHERE}"
+def clash(whose: str, wanted: Requirement, there: str) -> str:
+    """The sentence for a requirement that what is installed, and stays, does not meet."""
+    required = f"requires {wanted.name}{wanted.specifier}, and {wanted.name} {there} is installed"
+    return f"{whose} {required}, which install never changes; {ELSEWHERE}"
 
 
 def _complaint(text: str) -> str:
     """The lines of pip's output that say what went wrong, as one."""
-    found = []
+    found: list[str] = []
     for line in map(str.strip, text.splitlines()):
         if re.match(r"(ERROR|error): |[\w.]*(Error|Exception): ", line):
-            line = re.sub(r"^(ERROR|error): ", "", line)
-            if line not in found and line not in ("subprocess-exited-with-error", "metadata-generation-failed"):
-                found.append(line)
+            line = re.sub(r"^(ERROR|error): (Could not install packages due to an )?", "", line)
+            if line not in (*found, "subprocess-exited-with-error", "metadata-generation-failed", "Exception:"):
+                found.append(line.rstrip("."))
     return " ".join("; ".join(found[:2]).split())[:400] or "it says nothing of why"

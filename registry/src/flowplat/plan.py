@@ -1,30 +1,27 @@
 """What installing would do: what pip would install and change, read whole before anything is.
 
-Nothing of a plugin runs before the user has agreed: only wheels are taken from elsewhere, and they are read, not
-imported. (A folder of the user's own is built by pip to learn what it requires.)
+Nothing of a stranger's runs before the user has agreed: the wheels that are named are fetched and read, not imported,
+and all that comes along has to be a wheel too. (A folder of the user's own is built, to learn what it requires.)
 """
 
-import configparser
 import json
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from email.message import Message
-from email.parser import HeaderParser
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import canonicalize_name
 
 from flowcore.errors import IntegrityError, PluginError
 from flowcore.plugin import GROUP
-from flowplat import discovery, source
+from flowplat import discovery, source, wheel
 from flowplat.catalogue import Entry
 from flowplat.pip import KEPT, clash, kept, pip
-from flowplat.wanted import Wanted, plugins_of_folder
+from flowplat.wanted import Wanted, plugins_of_folder, project
 
 PINS = "pins.txt"
 """The requirements file that makes pip install what was shown, and no other file."""
@@ -65,19 +62,22 @@ def plan(wanted: Sequence[Wanted], entries: Sequence[Entry], scratch: Path) -> l
     """
     for one in wanted:
         _refuse_other(one)
-    constraints, report = scratch / "constraints.txt", scratch / "report.json"
-    constraints.write_text("".join(f"{name}=={version}\n" for name, version in kept().items()))
     what = ", ".join(one.word for one in wanted)
+    fetch = ("download", "--no-deps", "--only-binary=:all:", "--dest", scratch)
+    if named := [one.told for one in wanted if one.version is not None]:
+        pip(what, *fetch, *named)
+        for path in sorted(scratch.glob("*.whl")):
+            _refuse_requirements(wheel.read(path))
+    constraints, report, pins = scratch / "constraints.txt", scratch / "report.json", scratch / PINS
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in kept().items()))
     told = [word for one in wanted for word in one.arguments]
     pip(what, "install", "--dry-run", "--report", report, "-c", constraints, "--upgrade", "--only-binary=:all:", *told)
     items = [_item(row, wanted) for row in json.loads(report.read_text(encoding="utf-8"))["install"]]
     if exactly := [item.exactly for item in items if item.exactly]:
-        pins = scratch / PINS
         pins.write_text("".join(f"{line}\n" for line in exactly), encoding="utf-8")
-        pip(what, "download", "--no-deps", "--only-binary=:all:", "--dest", scratch, "-r", pins)
-    wheels = {parse_wheel_filename(path.name)[:2]: path for path in scratch.glob("*.whl")}
-    by_name = {(canonicalize_name(name), str(version)): path for (name, version), path in wheels.items()}
-    items = [_read(item, by_name.get((canonicalize_name(item.name), item.version)), entries) for item in items]
+        pip(what, *fetch, "-r", pins)
+    wheels = {one.key: one for one in map(wheel.read, scratch.glob("*.whl"))}
+    items = [_told(item, wheels.get((canonicalize_name(item.name), item.version)), entries) for item in items]
     _refuse(items, wanted)
     return items
 
@@ -95,7 +95,22 @@ def _refuse_other(wanted: Wanted) -> None:
         )
 
 
+def _refuse_requirements(one: wheel.Wheel) -> None:
+    """What needs no resolving: requirements that what stays does not meet, or that name a file somewhere."""
+    versions = kept()
+    for line in one.requires:
+        if unmet := _unmet(line, versions):
+            raise PluginError(clash(str(one), unmet, versions[canonicalize_name(unmet.name)]))
+        wanted = _parsed(line)
+        if wanted is not None and wanted.url is not None:
+            raise PluginError(
+                f"{one} requires a file at {wanted.url}, which cannot be looked at before it runs; its author can name "
+                "a distribution of an index instead"
+            )
+
+
 def there(name: str) -> Distribution | None:
+    """A distribution that is installed, or None."""
     try:
         return distribution(name)
     except PackageNotFoundError:
@@ -110,7 +125,7 @@ def _item(row: dict[str, Any], wanted: Sequence[Wanted]) -> Item:
     sha256 = (archive.get("hashes") or {}).get("sha256")
     old = there(name)
     item = Item(
-        name, version, url, sha256, metadata.get("license_expression") or metadata.get("license") or "",
+        name, version, url, sha256, metadata.get("license_expression") or metadata.get("license") or "not stated",
         tuple(metadata.get("requires_dist", ())), bool(row["requested"]), old.version if old else None,
     )  # fmt: skip
     if sha256 is not None:
@@ -118,75 +133,43 @@ def _item(row: dict[str, Any], wanted: Sequence[Wanted]) -> Item:
         return replace(item, exactly=f"{told} --hash=sha256:{sha256}")
     if "archive_info" in origin:
         raise IntegrityError(f"{item} comes from {url} without a sha256; name its wheel instead")
-    folders = [one for one in wanted if one.folder is not None and one.folder.as_uri() == url.rstrip("/")]
-    if not folders:  # a commit of a version control system: its hash is in its address
-        commit = (origin.get("vcs_info") or {}).get("commit_id", "")
-        return replace(item, plugins=None, arguments=(f"{name} @ {origin['vcs_info']['vcs']}+{url}@{commit}",))
-    (folder, *_) = folders
-    assert folder.folder is not None
-    return replace(item, plugins=plugins_of_folder(folder.folder), arguments=tuple(folder.arguments))
+    if vcs := origin.get("vcs_info"):
+        return replace(item, plugins=None, arguments=(f"{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}",))
+    place = Path(url2pathname(urlsplit(url).path))
+    folder = next((one for one in wanted if one.folder == place), None)
+    if folder is None:
+        raise PluginError(f"{item} would come from the folder {place}, which nobody has named; name it too")
+    stated = project(place).get("license")
+    licence = stated if isinstance(stated, str) else item.licence  # which an older pip leaves out of its report
+    return replace(item, licence=licence, plugins=plugins_of_folder(place), arguments=tuple(folder.arguments))
 
 
-def _read(item: Item, wheel: Path | None, entries: Sequence[Entry]) -> Item:
+def _told(item: Item, file: wheel.Wheel | None, entries: Sequence[Entry]) -> Item:
     """``item`` with what its wheel, and the catalogue, say of it."""
-    metadata = None
-    if wheel is not None:
-        try:
-            metadata, points = _look(wheel)
-        except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, configparser.Error, StopIteration) as error:
-            raise IntegrityError(f"{item} from {item.url} is no wheel that can be read: {error}") from error
-        item = replace(item, plugins=points)
-    review = "not reviewed"
+    if file is not None:
+        item = replace(item, plugins=file.plugins, licence=file.licence)
     for entry in entries:
         if canonicalize_name(entry.distribution) == canonicalize_name(item.name) and entry.reviewed:
-            theirs = item.sha256 is not None and item.sha256 in [one.sha256 for one in entry.releases]
-            review = f"{entry.reviewed}" if theirs else f"{review}: this is not the file of the catalogue"
-    return replace(item, licence=_licence(metadata, item.licence), review=review)
-
-
-def _look(wheel: Path) -> tuple[Message, tuple[str, ...]]:
-    """The metadata of a wheel, and the plugins it brings."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        info = next(name for name in names if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)).rpartition("/")[0]
-        metadata = HeaderParser().parsestr(str(archive.read(f"{info}/METADATA"), "utf-8"))
-        points = configparser.RawConfigParser(delimiters="=", strict=False)
-        points.optionxform = str  # type: ignore[assignment,method-assign]
-        if f"{info}/entry_points.txt" in names:
-            points.read_string(str(archive.read(f"{info}/entry_points.txt"), "utf-8"))
-    return metadata, tuple(points[GROUP]) if GROUP in points else ()
-
-
-def _licence(metadata: Message | None, stated: str) -> str:
-    """The licence in a few words; what a wheel says in full is cut to its first line."""
-    found = (metadata and (metadata["License-Expression"] or metadata["License"])) or stated
-    if not found and metadata:
-        trove = [one for one in metadata.get_all("Classifier", ()) if one.startswith("License ::")]
-        found = ", ".join(one.rpartition(" :: ")[2] for one in trove)
-    return str(found or "not stated").strip().splitlines()[0][:80]
+            reviewed = item.sha256 in [one.sha256 for one in entry.releases]
+            item = replace(item, review=f"{entry.reviewed}" if reviewed else "not reviewed, it is another file")
+    return item
 
 
 def _refuse(items: Sequence[Item], wanted: Sequence[Wanted]) -> None:
+    promised = {one.name: one.entry.plugin for one in wanted if one.entry is not None}
     for item in items:
-        if canonicalize_name(item.name) in KEPT:  # pip's constraints forbid it; this is the second lock
+        name, plugins = canonicalize_name(item.name), item.plugins or ()
+        if name in KEPT:
             raise PluginError(f"{item} would come in place of {item.before}, and install never changes {item.name}")
-        for line in item.requires:  # a wheel that pip took although its constraints forbid it
-            if unmet := _unmet(line, kept()):
-                name = canonicalize_name(unmet.name)
-                raise PluginError(clash(str(item), f"{unmet.name}{unmet.specifier}", unmet.name, kept()[name]))
-    for item in items:
         if item.requested and item.plugins == ():
             raise no_plugin(item)
+        for plugin in plugins:
+            if plugin == discovery.CORE or not discovery.NAME.fullmatch(plugin):
+                raise PluginError(f"{item} brings a plugin {plugin!r}, which none can be called; tell its author")
+        if name in promised and promised[name] not in plugins:
+            raise PluginError(f"{item} brings {' and '.join(plugins)}, and not {promised[name]} as the catalogue says")
     _refuse_twice(items)
     _refuse_broken(items)
-    for one in wanted:
-        if one.entry is not None:
-            for item in items:
-                if canonicalize_name(item.name) == one.name and one.entry.plugin not in (item.plugins or ()):
-                    brought = " and ".join(item.plugins or ()) or "none"
-                    raise PluginError(
-                        f"{item} brings no plugin {one.entry.plugin!r}, though the catalogue says so, but {brought}"
-                    )
 
 
 def no_plugin(item: Item) -> PluginError:
@@ -197,14 +180,19 @@ def no_plugin(item: Item) -> PluginError:
 
 def _unmet(line: str, versions: Mapping[str, str]) -> Requirement | None:
     """What the line of a distribution requires, where one of ``versions`` does not meet it."""
+    wanted = _parsed(line)
+    if wanted is None or canonicalize_name(wanted.name) not in versions:
+        return None
+    return None if wanted.specifier.contains(versions[canonicalize_name(wanted.name)], prereleases=True) else wanted
+
+
+def _parsed(line: str) -> Requirement | None:
+    """A line of a distribution, unless it is none or applies to other machines or an extra only."""
     try:
         wanted = Requirement(line)
     except InvalidRequirement:
         return None
-    version = versions.get(canonicalize_name(wanted.name))
-    if version is None or (wanted.marker is not None and not wanted.marker.evaluate({"extra": ""})):
-        return None
-    return None if wanted.specifier.contains(version, prereleases=True) else wanted
+    return wanted if wanted.marker is None or wanted.marker.evaluate({"extra": ""}) else None
 
 
 def _refuse_twice(items: Sequence[Item]) -> None:
@@ -219,11 +207,15 @@ def _refuse_twice(items: Sequence[Item]) -> None:
     for item in items:
         for name in item.plugins or ():
             if name in claims:
-                raise PluginError(
-                    f"{item} brings a plugin {name!r}, and so does {claims[name]}; one of them only can be installed, "
-                    f"`platform uninstall {claims[name]}` makes room"
-                )
+                raise brings_too(item, name, claims[name])
             claims[name] = item.name
+
+
+def brings_too(item: Item, plugin: str, other: str) -> PluginError:
+    return PluginError(
+        f"{item} brings a plugin {plugin!r}, and so does {other}; only one of them can be installed, and "
+        f"`platform uninstall {other}` makes room"
+    )
 
 
 def _refuse_broken(items: Sequence[Item]) -> None:

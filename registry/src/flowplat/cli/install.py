@@ -24,6 +24,8 @@ def command(words: tuple[str, ...], file: Path | None, editable: bool, catalog: 
     Source, hash, licence and review are shown first. torch, numpy and flowplat stay as they are, and pip verifies the
     hash of every file.
     """
+    from packaging.utils import canonicalize_name
+
     from flowcore import __version__
     from flowcore.errors import UsageError
     from flowplat import catalogue, disabled, installer
@@ -43,8 +45,8 @@ def command(words: tuple[str, ...], file: Path | None, editable: bool, catalog: 
             click.echo(f"the list {file} was made with flowplat {made_with}, and {__version__} is installed", err=True)
     with tempfile.TemporaryDirectory() as folder:
         items = plan(wanted, entries, Path(folder)) if wanted else []
-        names = {one.name for one in wanted if one.name}
-        present = installer.plugins_of(names)
+        changed = {canonicalize_name(item.name) for item in items}
+        present = installer.plugins_of({one.name for one in wanted if one.name} - changed)
         if not items:
             click.echo("all of it is installed already", err=True)
         else:
@@ -52,7 +54,7 @@ def command(words: tuple[str, ...], file: Path | None, editable: bool, catalog: 
             if not agreed(_question(items), yes):
                 click.echo("nothing was installed", err=True)
                 return
-            present |= set(installer.install(items, Path(folder)))
+            present |= installer.install(items, Path(folder))
     off = disabled.names()
     for name in sorted(present):
         click.echo(name)
@@ -64,17 +66,25 @@ def _show(items: Sequence[Any]) -> None:
     for item in items:
         if not item.requested:
             continue
-        brings = "asked for" if item.plugins is None else f"plugin {', '.join(item.plugins)}"
+        brings = f"plugin {', '.join(item.plugins)}" if item.plugins else "what it brings shows when it is built"
         click.secho(f"{item}{_instead(item)}", bold=True, err=True)
+        source = f"{item.url}, used where it is" if "-e" in item.arguments else item.url
         hashed = item.sha256 or "none: a folder is what it holds at the moment"
         for label, text in (
-            ("brings", brings), ("source", item.url), ("sha256", hashed), ("licence", item.licence),
+            ("brings", brings), ("source", source), ("sha256", hashed), ("licence", item.licence),
             ("reviewed", item.review), ("requires", ", ".join(item.requires) or "nothing"),
         ):  # fmt: skip
-            click.echo(f"  {label:10}{text}", err=True)
+            click.echo(f"  {label:10}{_plain(text)}", err=True)
     for item in items:
         if not item.requested:
-            click.echo(f"along with it: {item}{_instead(item)}, licence {item.licence}, from {item.url}", err=True)
+            click.echo(
+                f"along with it: {item}{_instead(item)}, licence {_plain(item.licence)}, from {item.url}", err=True
+            )
+
+
+def _plain(text: str) -> str:
+    """What a stranger's metadata says, without what would move the cursor or change colours."""
+    return "".join(letter for letter in text if letter.isprintable())
 
 
 def _instead(item: Any) -> str:
