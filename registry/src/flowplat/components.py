@@ -1,8 +1,6 @@
 """The table of components: (kind, "plugin/name") -> a lazy reference and its owner."""
 
-import contextlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -12,6 +10,7 @@ from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any
 
 from flowcore.errors import FlowError, PluginError, UsageError
+from flowplat.quiet import quiet
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -125,7 +124,7 @@ class Components:
 def _attribute(component: Component, reference: str) -> Any:
     module, _, attribute = reference.partition(":")
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout carries results, whatever a plugin prints
+        with quiet():
             return getattr(import_module(module), attribute)
     except KeyboardInterrupt:
         raise

@@ -1,9 +1,7 @@
 """Loading plugins: each alone, on request, and none able to harm the rest."""
 
-import contextlib
 import inspect
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -15,6 +13,7 @@ from flowcore.plugin import PROJECT, hookspecs
 from flowplat import discovery
 from flowplat.components import Component, Components, one_line
 from flowplat.discovery import CORE
+from flowplat.quiet import quiet
 
 KINDS = {
     "register_data": "data",
@@ -65,7 +64,7 @@ class Manager:
             return
         plugin = discovery.find(name)
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # stdout carries results, and --json must stay clean
+            with quiet():  # --json must stay clean
                 module = plugin.entry_point.load()
                 self._register(name, module)
         except KeyboardInterrupt:

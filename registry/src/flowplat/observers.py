@@ -1,6 +1,5 @@
 """Those who watch a run: plugins with a hook of ``HOOKS``, and the built-in TensorBoard writer."""
 
-import contextlib
 import logging
 import sys
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from flowcore.plugin import PROJECT, hookspecs
 from flowcore.plugin.contracts import Watched
 from flowplat import discovery
 from flowplat.components import one_line
+from flowplat.quiet import quiet
 from flowplat.settings import OBSERVERS
 
 log = logging.getLogger("flowplat")
@@ -39,7 +39,7 @@ class Observers:
         """Call ``hook`` on every observer; one that raises is named once and dropped."""
         for name, hooks in list(self._hooks.items()):
             try:
-                with contextlib.redirect_stdout(sys.stderr):
+                with quiet():
                     getattr(hooks, hook)(run=self.run, **what)
             except KeyboardInterrupt:
                 raise

@@ -59,8 +59,10 @@ def size(count: int) -> str:
 
 
 def results_only() -> contextlib.AbstractContextManager[Any]:
-    """While it lasts, what plugins print goes to stderr: stdout carries results alone."""
-    return contextlib.redirect_stdout(sys.stderr)
+    """See ``flowplat.quiet``."""
+    from flowplat.quiet import quiet
+
+    return quiet()
 
 
 def echo_json(data: Any) -> None:
