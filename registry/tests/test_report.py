@@ -1,16 +1,20 @@
 """report: one page that stands alone and shows each figure beside its floor."""
 
 import base64
+import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowplat.config import resolve
+from flowcore import files
+from flowplat import runs
+from flowplat.config import resolve, to_yaml
 from flowplat.report import number, table, write_report
-from flowplat.rundir import RunDir
+from flowplat.rundir import RunDir, write_json
 
 FIGURES: dict[str, Any] = {
     "count": 16,
@@ -26,6 +30,8 @@ FIGURES: dict[str, Any] = {
     "paths": {"straightness": {"value": 0.0, "floor": 0.0, "note": "", "baselines": {}, "better": "lower", "unit": ""}},
 }  # fmt: skip
 RECORD = {
+    "status": "done",
+    "parameters": 1234,
     "argv": ["platform", "run", "<script>alert(1)</script>"],
     "started": "2026-01-01T00:00:00+00:00",
     "data": {"name": "ring/ring", "fingerprint": "0123456789abcdef" * 4},
@@ -35,12 +41,19 @@ RECORD = {
 }
 
 
-def page(folder: Path, figures: dict[str, Any] = FIGURES, *overrides: str) -> str:
+def page(
+    folder: Path, figures: Any = FIGURES, *overrides: str, record: Any = RECORD, picture: bytes = b"\x89PNG picture"
+) -> str:
+    """The report of a run whose folder holds this."""
     run = RunDir(folder)
-    run.samples.mkdir()
     run.append_metrics({"step": 1, "loss": 1.0})
-    write_report(run, resolve("ring", overrides), RECORD, figures, b"\x89PNG picture", 1234)
-    assert (run.samples / "sheet.png").read_bytes() == b"\x89PNG picture"
+    run.config.write_text(to_yaml(resolve("ring", overrides)), encoding="utf-8")
+    write_json(run.provenance, record)
+    if figures is not None:
+        write_json(run.figures, figures)
+    if picture:
+        files.write(run.samples / "sheet.png", picture)
+    assert write_report(runs.read(folder)) == run.report
     return run.report.read_text(encoding="utf-8")
 
 
@@ -124,3 +137,91 @@ def test_the_config_on_the_page_is_the_config(ring: Path, tmp_path: Path) -> Non
     text = page(tmp_path, FIGURES, "train.lr=0.0123", "sample.condition=upper")
     assert "lr: 0.0123" in text
     assert "condition: upper" in text
+
+
+def test_a_report_made_again_is_the_report(trained: Path, platform: Callable[..., tuple[int, str, str]]) -> None:
+    before = (trained / "report.html").read_bytes()
+    (trained / "report.html").unlink()
+    assert platform("report", str(trained)) == (0, f"{trained / 'report.html'}\n", "")
+    assert (trained / "report.html").read_bytes() == before
+    code, out, _ = platform("report", str(trained), "--json")
+    assert (code, json.loads(out)) == (0, {"report": str(trained / "report.html")})
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", "running"])
+def test_a_run_that_has_not_finished_has_a_page_that_says_so(
+    status: str, make: Callable[..., Path], platform: Callable[..., tuple[int, str, str]]
+) -> None:
+    folder = make("20260101T000000Z-aaaaaa", status=status)
+    (folder / "eval" / "metrics.json").unlink()
+    assert platform("report", "2026") == (0, f"{folder / 'report.html'}\n", "")
+    text = (folder / "report.html").read_text()
+    said = "killed" if status == "running" else status
+    assert f"Not finished: {said} at step 40 of 40." in text
+    assert "There are none: samples/sheet.png is missing." in text
+    assert "There are none: eval/metrics.json is missing." in text
+    assert len(re.findall("<img", text)) == 1  # the losses
+    assert "of an earlier end" not in text
+
+
+def test_figures_of_an_earlier_end_are_told_apart(ring: Path, tmp_path: Path) -> None:
+    assert "of an earlier end" in page(tmp_path, record=RECORD | {"status": "failed"})
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "provenance.json", "metrics.jsonl", "eval/metrics.json"])
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"[1, 2]", b'{"step": "x", "loss": "y"}'])
+def test_what_is_damaged_is_missing_on_the_page(
+    name: str, content: bytes | None, trained: Path, platform: Callable[..., tuple[int, str, str]]
+) -> None:
+    (trained / name).unlink() if content is None else (trained / name).write_bytes(content)
+    (trained / "report.html").unlink()
+    code, out, err = platform("report", str(trained))
+    assert (code, out) == (0, f"{trained / 'report.html'}\n")
+    text = (trained / "report.html").read_text()
+    assert "</html>" in text
+    if name in ("config.yaml", "provenance.json"):
+        assert name in err
+        assert name in text
+    if name == "eval/metrics.json":
+        assert f"eval/metrics.json is {'missing' if content is None else 'damaged'}" in text
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [{"by_steps": 5}, {"by_steps": [{"steps": 1}], "paths": {}, "count": 1},
+     {"by_steps": [{"steps": 1, "nfe": 1, "figures": {"a": {"value": "x"}}}], "paths": {}, "count": 1},
+     {"by_steps": [], "paths": {"a": {"value": 1}}, "count": 1}, FIGURES | {"count": None, "paths": None}],
+)  # fmt: skip
+def test_figures_of_another_shape_are_damaged(figures: Any, ring: Path, tmp_path: Path) -> None:
+    assert "eval/metrics.json is damaged" in page(tmp_path, figures)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hardware": 5}, {"data": {"fingerprint": 5}}, {"versions": None, "sources": {"a": 5}}, {"argv": 5},
+     {"started": 5, "parameters": "many"}],
+)  # fmt: skip
+def test_a_record_of_another_shape_has_a_page_too(change: dict[str, Any], ring: Path, tmp_path: Path) -> None:
+    assert "</html>" in page(tmp_path, record=RECORD | change)
+
+
+def test_what_is_no_run_has_no_report(
+    tmp_path: Path, platform: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("nothing", "last", "."):
+        code, out, err = platform("report", name)
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_that_cannot_be_written_is_code_4(
+    trained: Path, platform: Callable[..., tuple[int, str, str]]
+) -> None:
+    (trained / "report.html").unlink()
+    (trained / "report.html").mkdir()
+    code, out, err = platform("report", str(trained))
+    assert (code, out) == (4, "")
+    assert f"{trained / 'report.html'} cannot be written" in err
+    assert not [path for path in trained.iterdir() if path.suffix == ".tmp"]

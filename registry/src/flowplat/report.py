@@ -1,42 +1,89 @@
-"""report.html: one self-contained page with the samples, the figures beside their floors and baselines, and the run."""
+"""report.html: one self-contained page with the samples, the figures beside their floors and baselines, and the run.
+
+It is made of the files of the run's folder alone, so it can be made again at any time, whatever became of the run.
+"""
 
 import base64
 import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from flowcore import files
-from flowplat.config import to_yaml
+from flowcore.errors import UsageError
+from flowplat.plain_yaml import parse
 from flowplat.rundir import RunDir
-from flowplat.settings import RunConfig
+from flowplat.runs import Run
 
 
-def write_report(
-    run: RunDir, config: RunConfig, record: dict[str, Any], figures: dict[str, Any], picture: bytes, parameters: int
-) -> None:
-    """Write ``run.report``, and its pictures beside the samples."""
-    (run.samples / "sheet.png").write_bytes(picture)
-    pictures = Environment(
+def write_report(run: Run) -> Path:
+    """Write the report of a run, and say where it is. Raises ``MachineError`` where it cannot be written.
+
+    What is missing or damaged is missing on the page, which says so.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    folder = RunDir(run.folder)
+    pages = Environment(
         loader=PackageLoader("flowplat"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pictures.filters["number"] = number
-    page = pictures.get_template("report.html").render(
-        config=config,
-        yaml=to_yaml(config),
-        record=record,
+    pages.filters["number"] = number
+    yaml = _read(folder.config).decode("utf-8", "replace")
+    figures = run.figures if _whole(run.figures) else None
+    sheet = _read(folder.samples / "sheet.png")
+    page = pages.get_template("report.html").render(
+        run=run,
+        config=_config(yaml, folder.config),
+        yaml=yaml,
+        record=run.record,
         figures=figures,
-        rows=table(figures),
-        parameters=parameters,
-        sheet=_inline(picture, "image/png"),
-        loss=_inline(_loss_curve(run.rows()), "image/svg+xml"),
-        steps=_inline(_by_steps(figures), "image/svg+xml"),
+        measured=folder.figures.exists(),
+        rows=table(figures) if figures else [],
+        sheet=_inline(sheet, "image/png") if sheet else None,
+        loss=_inline(_loss_curve(folder.rows()), "image/svg+xml"),
+        steps=_inline(_by_steps(figures), "image/svg+xml") if figures else None,
     )
-    files.write(run.report, page)
+    with files.refusals(f"{folder.report} cannot be written"):
+        files.write(folder.report, page)
+    return folder.report
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _config(yaml: str, path: Path) -> dict[str, Any]:
+    """The settings as they were written; none where that cannot be read."""
+    try:
+        found = parse(yaml, str(path))
+    except UsageError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _whole(figures: Mapping[str, Any]) -> bool:
+    """Whether figures are as ``evaluation.evaluate`` makes them."""
+    try:
+        columns = [*(column["figures"] for column in figures["by_steps"] if {"steps", "nfe"} <= set(column))]
+        every = [*figures["paths"].values(), *(figure for column in columns for figure in column.values())]
+        keys = {"better", "unit", "note"}
+        numbers = [n for one in every for n in (one["value"], one["floor"], *one["baselines"].values())]
+        return (
+            len(columns) == len(figures["by_steps"])
+            and all(keys <= set(one) for one in every)
+            and all(n is None or isinstance(n, int | float) for n in numbers)
+            and "count" in figures
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def number(value: float | None) -> str:
@@ -44,7 +91,7 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def table(figures: dict[str, Any]) -> list[dict[str, Any]]:
+def table(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per figure: name, value by number of steps, floor, baselines."""
     rows: dict[str, dict[str, Any]] = {}
     for column in figures["by_steps"]:
@@ -62,27 +109,32 @@ def _loss_curve(rows: list[dict[str, Any]]) -> bytes:
     """The training loss, and the validation loss where there is one."""
     figure, axes = _axes("step", "loss")
     for key, name, style in (("loss", "training", "-"), ("val_loss", "validation", "o-")):
-        if points := [(row["step"], row[key]) for row in rows if row.get(key) is not None]:
+        points = [
+            (row["step"], row[key]) for row in rows if all(isinstance(row.get(k), int | float) for k in ("step", key))
+        ]
+        if points:
             axes.plot(*zip(*points, strict=True), style, linewidth=1.2, markersize=3, label=name)
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)
     return _svg(figure)
 
 
-def _by_steps(figures: dict[str, Any]) -> bytes:
+def _by_steps(figures: Mapping[str, Any]) -> bytes:
     """The first metric against NFE, with its floor."""
     figure, axes = _axes("network evaluations (NFE)", "")
     rows = table(figures)
     if rows:
         first = rows[0]
         nfe = {column["steps"]: column["nfe"] for column in figures["by_steps"]}
-        axes.plot([nfe[steps] for steps in first["values"]], list(first["values"].values()), "o-", color="#c05621")
+        values = [math.nan if value is None else value for value in first["values"].values()]  # JSON has null for it
+        axes.plot([nfe[steps] or steps for steps in first["values"]], values, "o-", color="#c05621")
         axes.set_xscale("log")
         axes.set_ylabel(first["name"])
-        lines = dict(first["baselines"]) | ({} if first["floor"] is None else {"floor": first["floor"]})
+        lines = {k: v for k, v in {**first["baselines"], "floor": first["floor"]}.items() if v is not None}
         for name, value in lines.items():
             axes.axhline(value, color="#718096", linewidth=0.8, linestyle="--")
             axes.text(0.4, value, name, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom", color="#4a5568")
-        if all(value > 0 for value in [*first["values"].values(), *lines.values()]):
+        if all(value > 0 for value in [*values, *lines.values()]):
             axes.set_yscale("log")
     return _svg(figure)
 
@@ -99,6 +151,9 @@ def _axes(x: str, y: str) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any) -> bytes:
+    from matplotlib import rc_context
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
+    with rc_context({"svg.hashsalt": "flowplat"}):  # the same page of the same run, to the last byte
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

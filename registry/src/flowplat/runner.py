@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from flowcore.plugin.contracts import Watched
 from flowcore.training import checkpoints
 from flowcore.training.engine import needs_start
 from flowcore.training.loop import TrainState, begin, fit
-from flowplat import observers, provenance, signals
+from flowplat import observers, provenance, runs, signals
 from flowplat.apart import run_apart
 from flowplat.components import one_line
 from flowplat.config import plain, resolve, to_yaml
@@ -178,8 +178,8 @@ class _Session:
 
     def carry_out(self, network: nn.Module) -> dict[str, Any]:
         """All stages; the figures."""
-        self.engine.first(self._open)
         count = sum(p.numel() for p in network.parameters())
+        self.engine.first(lambda: self._open(count))
         log.info("%s on %s, %d parameters", self.config.network.component.full_name, self.experiment.device, count)
         self._train(begin(network, self.config.train, self.engine))
         trained = self.experiment.network()  # what is measured is what was saved
@@ -190,14 +190,14 @@ class _Session:
         if drawn is None or kept is None:
             return {}
         figures = evaluate(self.experiment, trained, drawn, self.run.eval)
-        self._tell(kept, figures, count)
+        self._tell(kept, figures)
         return figures
 
-    def _open(self) -> None:
+    def _open(self, parameters: int) -> None:
         """Everything that is written before training; in the first process."""
         self.held.enter_context(self.run.logging())
         before = self.run.record() if self.resume else {}
-        record = provenance.collect(self.experiment, before)
+        record = provenance.collect(self.experiment, before) | {"parameters": parameters}
         if before and before.get("data") != record["data"]:
             raise UsageError(
                 f"the data is not what the run in {self.run.folder} was begun with: its fingerprint has changed"
@@ -290,12 +290,13 @@ class _Session:
 
         self.engine.first(record)
 
-    def _tell(self, samples: Batch, figures: dict[str, Any], parameters: int) -> None:
+    def _tell(self, samples: Batch, figures: dict[str, Any]) -> None:
         run, data = self.run, self.experiment.data
         write_json(run.figures, figures)
         run.samples.mkdir(exist_ok=True)
         data.write(samples, run.samples)
-        write_report(run, self.config, self.record, figures, data.show(samples), parameters)
+        files.write(run.samples / "sheet.png", data.show(samples))
+        write_report(replace(runs.read(run.folder), status="done"))  # which its record says in a moment
 
     def end(self, status: str, code: int, figures: dict[str, Any] | None) -> None:
         """Record how it ended; in the first process."""
