@@ -94,10 +94,15 @@ class Portable(Data, Protocol):
         """Plain JSON: dicts, lists, text, finite numbers, booleans, None."""
 
 
-class Readable(Data, Protocol):
-    """A data set that reads what it writes. No run needs it; where it is there, ``platform check`` compares."""
+class Checkable(Data, Protocol):
+    """What no run needs, and ``platform check`` uses where a data set has it, one or both."""
 
-    def read(self, folder: Path) -> Batch:
+    @staticmethod
+    def example(folder: Path) -> Mapping[str, Any]:
+        """A few samples written to ``folder`` as a user would bring them, and the options that read them: for a data
+        set that is nothing without a user's files, which nobody could try otherwise."""
+
+    def read_back(self, folder: Path) -> Batch:
         """The samples that ``write`` wrote into ``folder``, as near as its file formats can tell them."""
 
 

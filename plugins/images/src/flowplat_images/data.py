@@ -266,6 +266,11 @@ class Folder(Images):
 
     config: FolderConfig
 
+    @staticmethod
+    def example(folder: Path) -> dict[str, Any]:
+        """See ``Checkable.example``: sixteen digits as PNG files, and their labels."""
+        return {"path": _example(folder) / "images", "size": 8, "channels": 1}
+
     def outline(self) -> tuple[tuple[int, ...], list[str]]:
         """Known without decoding a picture, so a trained model samples at once."""
         config = self.config
@@ -317,6 +322,11 @@ class Npz(Images):
 
     config: NpzConfig
 
+    @staticmethod
+    def example(folder: Path) -> dict[str, Any]:
+        """See ``Checkable.example``: sixteen digits in one .npz, and their labels."""
+        return {"path": _example(folder) / "samples.npz"}
+
     def read(self, limit: int | None = None) -> Loaded:
         """Raises ``InputError`` naming the file and the array that is missing or malformed."""
         path = self.config.path
@@ -341,6 +351,12 @@ class Npz(Images):
             )
         numbers, names = numbered([str(label) for label in labels.tolist()])
         return _some(Loaded(x, torch.tensor(numbers), names), limit)
+
+
+def _example(folder: Path) -> Path:
+    digits = Digits(DigitsConfig(conditional=True))
+    digits.write(digits.val().batch(torch.arange(16), generator(0, "example")), folder)
+    return folder
 
 
 def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

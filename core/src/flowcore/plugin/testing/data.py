@@ -186,18 +186,19 @@ def samples_are_written(make: Make) -> None:
 
 
 def written_samples_read_back(make: Make) -> None:
-    """``read(folder)`` gives what ``write`` wrote there, to a hundredth of its range; see ``contracts.Readable``."""
+    """``read_back(folder)`` gives what ``write`` wrote there, to a hundredth; see ``contracts.Checkable``."""
     tiny: Any = make().tiny()
     samples = _samples(tiny)
 
     def look(folder: Path) -> None:
-        again = tiny.read(folder)
+        again = tiny.read_back(folder)
         must(
             shapes(again.x1) == shapes(samples.x1), f"read back is {shapes(again.x1)}; written was {shapes(samples.x1)}"
         )
         miss = apart(samples.x1, again.x1)
         must(
-            miss < 0.01, f"samples that were written and read back differ by {miss:.3g}; write() and read() must agree"
+            miss < 0.01,
+            f"samples that were written and read back differ by {miss:.3g}; write() and read_back() must agree",
         )
 
     _written(tiny, samples, look)

@@ -1,0 +1,101 @@
+"""What importing a plugin does to a process that is fresh: what it loads, and what it leaves behind."""
+
+import json
+import os
+import site
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flowcore.plugin.testing.trees import must
+
+LOADED = """
+import importlib, json, sys
+import flowcore.plugin.hookspecs
+before = set(sys.modules)
+importlib.import_module(sys.argv[1])
+print()
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+
+LEFT = """
+import importlib, json, os, random, sys, threading
+import numpy, torch
+from flowcore.plugin.testing.offline import no_network
+
+def state():
+    return {
+        "torch's random state": torch.get_rng_state().tolist(),
+        "numpy's random state": repr(numpy.random.get_state()),
+        "python's random state": repr(random.getstate()),
+        "torch's number of threads": torch.get_num_threads(),
+        "torch's default dtype": str(torch.get_default_dtype()),
+        "torch's grad mode": torch.is_grad_enabled(),
+        "the working directory": os.getcwd(),
+    }
+
+before = state()
+with no_network() as asked:
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
+after = state()
+done = [f"asks the network for {one}" for one in asked]
+done += [f"changes {name}" for name in before if before[name] != after[name]]
+done += [f"leaves the thread {one.name} running" for one in threading.enumerate() if one is not threading.main_thread()]
+print()
+print(json.dumps(done))
+"""
+
+
+def imports_little(module: str) -> None:
+    """The entry module imports its own package and the light part of flowcore, and nothing else."""
+    loaded, _ = _fresh(LOADED, [module])
+    ours = {module.partition(".")[0], "flowcore", "pluggy"}
+    heavy = sorted(name for name in loaded if name not in ours and name not in sys.stdlib_module_names)
+    must(not heavy, f"importing {module} imports {', '.join(heavy[:4])}; name what needs it as text, in register()")
+
+
+def leaves_nothing_behind(modules: Iterable[str]) -> None:
+    """Importing every module that is registered prints nothing, writes no file, asks no network, leaves no thread, and
+    changes no global state of torch, numpy or python."""
+    done, said = _fresh(LEFT, list(modules))
+    must(not done, f"importing it {done[:1]}; do that in the function that needs it")
+    must(not said, f"importing it prints {said[:60]!r}; say that in a log, or where it is used")
+
+
+def sampled(folder: Path, out: Path, count: int) -> None:
+    """``count`` samples of an exported model, drawn by a fresh process and written to ``out`` as safetensors."""
+    code = (
+        "import sys, flowplat\nfrom flowplat.trial import keep\n"
+        "keep(flowplat.load(sys.argv[1]).sample(int(sys.argv[3]), seed=0), sys.argv[2])\nprint('\\n[]')"
+    )
+    _fresh(code, [str(folder), str(out), str(count)])
+
+
+def _fresh(code: str, arguments: list[str]) -> tuple[Any, str]:
+    """What ``code`` printed last, as JSON, and all else that was said, in a process whose folders are empty.
+
+    Raises ``AssertionError`` where it fails, or where a file appears in its home or working folder.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        home, here, kept = (Path(name) / part for part in ("home", "here", "kept"))
+        for folder in (home, here, kept):
+            folder.mkdir()
+        variables = {
+            "HOME": str(home), "PYTHONUSERBASE": site.getuserbase(), "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "MPLCONFIGDIR": str(kept), "XDG_CACHE_HOME": str(kept), "TMPDIR": str(kept),  # where libraries keep things
+        }  # fmt: skip
+        command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+        done = subprocess.run(
+            command, cwd=here, env=os.environ | variables, capture_output=True, text=True, timeout=300
+        )
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        must(done.returncode == 0, f"in a fresh process it fails: {last}")
+        written = sorted(path.name for folder in (home, here) for path in folder.iterdir())
+        must(not written, f"in a fresh process it writes {written[:1]} unasked; write where you are told to")
+    *said, told = done.stdout.splitlines()
+    return json.loads(told), "\n".join([*said, done.stderr]).strip()
