@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -175,6 +175,8 @@ def override(text: str) -> Plain:
 def _validate(layers: Layers, manager: Manager, faults: list[str]) -> RunConfig:
     """The config that the layers add up to; ``faults`` are those found so far."""
     settings = deepcopy(layers.merged)  # what follows puts components in the place of their names
+    if pairs := _holder(settings, "teacher.pairs.solver")[0]:  # which most runs have not, so it is among no defaults
+        pairs.setdefault("solver", "heun")
     _load_named(settings, manager)
     failed: set[str] = set()
 
@@ -298,7 +300,7 @@ def _suggest(model: type[BaseModel], path: list[str], prefix: str) -> str:
     here: type[BaseModel] | None = model
     for part in path[:-1]:
         info = here.model_fields.get(part) if here else None
-        here = info.annotation if info and _is_model(info.annotation) else None  # type: ignore[assignment]
+        here = model_in(info.annotation) if info else None
     siblings = list(here.model_fields) if here else []
     above = ".".join([prefix, *path[:-1]] if prefix else path[:-1])
     elsewhere = [] if prefix else [key for key in _keys(model) if key.rpartition(".")[2] == path[-1]]
@@ -313,9 +315,13 @@ def _suggest(model: type[BaseModel], path: list[str], prefix: str) -> str:
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, info in model.model_fields.items():
         yield f"{prefix}{name}"
-        if _is_model(info.annotation):
-            yield from _keys(info.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+        if below := model_in(info.annotation):
+            yield from _keys(below, f"{prefix}{name}.")
 
 
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model that an annotation is, or is with None beside it."""
+    for one in (annotation, *get_args(annotation)):
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            return one
+    return None

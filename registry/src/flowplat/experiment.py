@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from flowcore.training.engine import Engine
 from flowplat.chosen import Chosen
 from flowplat.progress import progress
 from flowplat.settings import RunConfig
+
+if TYPE_CHECKING:
+    from flowplat.model import Model
 
 
 class Experiment:
@@ -52,15 +55,33 @@ class Experiment:
         return network.to(self.device)
 
     @cached_property
+    def teacher(self) -> "Model | None":
+        """The trained model that the run learns from."""
+        from flowplat import teacher  # which loads a model, whose parts are an experiment's
+
+        return None if self.config.teacher is None else teacher.find(self.config.teacher.model, self.device)
+
+    @cached_property
     def source(self) -> Source:
-        """What is trained on. Every coupling but the independent one is made with the batch, where a loader's worker
-        hides it behind the step; independent noise is drawn on the device by ``loss``."""
-        return self._coupled(self.data.train())
+        """What is trained on: the teacher's pairs where there are any. Every coupling but the independent one is made
+        with the batch, where a loader's worker hides it behind the step; independent noise is drawn on the device by
+        ``loss``."""
+        return self._coupled(self.data.train()) if self._pairs is None else self._pairs[0]
 
     @cached_property
     def held_out(self) -> Source:
         """What is validated on, paired in the same way."""
-        return self._coupled(self.data.val())
+        return self._coupled(self.data.val()) if self._pairs is None else self._pairs[1]
+
+    @cached_property
+    def _pairs(self) -> tuple[Source, Source] | None:
+        """The teacher's pairs, generated as far as they are not there yet; in all processes of the run at once."""
+        from flowplat import teacher
+
+        settings = self.config.teacher
+        if settings is None or settings.pairs is None or self.teacher is None:
+            return None
+        return teacher.read(teacher.make(self.teacher, settings.pairs, self), settings.pairs)
 
     def _coupled(self, source: Source) -> Source:
         choice = self.config.coupling
@@ -79,6 +100,7 @@ class Experiment:
         return Parts(
             self.spec, self.data, self.device, config.seed, config.train.drop_condition, built(config.path),
             built(config.coupling), built(config.times), built(config.loss), config.predicts,  # type: ignore[arg-type]
+            teacher=self.teacher,
         )  # fmt: skip
 
     def steered(self) -> Parts:
@@ -118,9 +140,8 @@ class Experiment:
 
         Raises ``UsageError`` where guidance, solver, condition, coupling or network do not fit each other.
         """
-        rows = torch.arange(min(2, len(self.source)))
         try:
-            batch = self.source.batch(rows, generator(0, "rehearse")).to(self.device)
+            batch = self._two().to(self.device)
             self.chunk(network, 0, 1, 1, 0)
             with torch.no_grad():
                 self.loss(network, batch, generator(0, "rehearse", device=self.device))
@@ -135,6 +156,19 @@ class Experiment:
                 f"predicts={self.config.predicts} cannot be sampled by {solver.component.name} on path"
                 f" {path.component.name}: {error}; {way_out}"
             ) from error
+
+    def _two(self) -> Batch:
+        """Two samples as training meets them; the noise of pairs that are yet to be made is any."""
+        settings, draws = self.config.teacher, generator(0, "rehearse")
+        if settings is None or settings.pairs is None:
+            return self.source.batch(torch.arange(min(2, len(self.source))), draws)
+        if self.config.coupling is not None and self.config.coupling.component.full_name != "core/independent":
+            raise UsageError("coupling: the teacher's pairs are coupled already; leave coupling out, or teacher.pairs")
+        if self.config.train.validate_every is not None and not settings.pairs.held_out:
+            raise UsageError("train.validate_every needs pairs to validate on: set teacher.pairs.held_out")
+        data = self.data.train()
+        batch = data.batch(torch.arange(min(2, len(data))), draws)
+        return replace(batch, x0=tree_map(torch.randn_like, batch.x1))
 
     @torch.no_grad()
     def chunk(

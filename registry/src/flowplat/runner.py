@@ -20,7 +20,7 @@ from flowcore.plugin.contracts import Watched
 from flowcore.training import checkpoints
 from flowcore.training.engine import needs_start
 from flowcore.training.loop import TrainState, begin, fit
-from flowplat import observers, provenance, runs, signals
+from flowplat import observers, provenance, runs, signals, teacher
 from flowplat.apart import run_apart
 from flowplat.components import one_line
 from flowplat.config import plain, resolve, to_yaml
@@ -79,6 +79,8 @@ def execute(config: RunConfig, out: Path | None, resume: bool = False) -> Finish
         RunDir.refuse_used(out)
     experiment = Experiment(config)
     engine, network = experiment.engine, experiment.network()
+    if config.teacher is not None and config.teacher.start is not None and experiment.teacher is not None:
+        teacher.start(experiment.teacher, network, config.teacher.start == "averaged")
     experiment.rehearse(network)  # what can be known to fail is told before a folder is made
     observers.ready(config.observers)
     engine.launch()
@@ -198,10 +200,11 @@ class _Session:
         self.held.enter_context(self.run.logging())
         before = self.run.record() if self.resume else {}
         record = provenance.collect(self.experiment, before) | {"parameters": parameters}
-        if before and before.get("data") != record["data"]:
-            raise UsageError(
-                f"the data is not what the run in {self.run.folder} was begun with: its fingerprint has changed"
-            )
+        for what in ("data", "teacher"):
+            if before and before.get(what) != record[what]:
+                raise UsageError(
+                    f"the {what} is not what the run in {self.run.folder} was begun with: its fingerprint has changed"
+                )
         self.record = record  # from here on the run's own records are written, how it ends among them
         if self.resume:
             files.write(self.run.config, to_yaml(self.config))

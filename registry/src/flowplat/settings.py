@@ -1,8 +1,8 @@
 """The settings of a run: what a config file may hold besides the options of the components it names."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flowcore.prediction import Prediction
 from flowcore.training.settings import EngineSettings, TrainSettings
@@ -42,6 +42,39 @@ class EvalSettings(Settings):
     paths: int = Field(512, ge=2, description="paths followed for transport cost and straightness")
 
 
+class PairSettings(Settings):
+    """Pairs of noise and what the teacher's flow makes of it, which are trained on in place of the data."""
+
+    count: int = Field(ge=1, description="pairs")
+    steps: int = Field(50, ge=1, description="solver steps of the teacher")
+    solver: Chosen = Field(description="the teacher's solver")
+    guidance: list[Chosen] = Field(default_factory=list, description="the teacher's guidance")
+    dtype: Literal["float16", "float32", "uint8"] = Field(
+        "float16", description="how samples are kept; uint8 is for images in [-1, 1]"
+    )
+    seed: int = Field(0, ge=0, description="the source of their noise")
+    batch_size: int = Field(512, ge=1, description="pairs made at once")
+    held_out: int = Field(0, ge=0, description="pairs of these kept back for validation")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "PairSettings":
+        if self.held_out >= self.count:
+            raise ValueError(f"held_out={self.held_out} leaves none of count={self.count} to train on")
+        return self
+
+
+class TeacherSettings(Settings):
+    """The trained model that the run learns from."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    model: str = Field(description="a run (folder, id, or last), an exported model, or an earlier stage of the preset")
+    start: Literal["averaged", "raw"] | None = Field(
+        None, description="begin with the teacher's weights, averaged or as they were trained; null to begin afresh"
+    )
+    pairs: PairSettings | None = Field(None, description="train on the teacher's pairs; null for the data itself")
+
+
 class RunConfig(Settings):
     """One complete run."""
 
@@ -57,6 +90,7 @@ class RunConfig(Settings):
     times: Chosen | None = Field(None, description="the distribution of training times")
     loss: Chosen | None = Field(None, description="the loss metric")
     predicts: Prediction | None = Field(None, description="what the network's output means")
+    teacher: TeacherSettings | None = Field(None, description="the trained model that the run learns from")
     train: TrainSettings = Field(default_factory=TrainSettings)
     sample: SampleSettings
     eval: EvalSettings
@@ -78,10 +112,12 @@ CHOICES = {
     "sample.solver": "solver",
     "sample.guidance": "guidance",
     "eval.metrics": "metric",
+    "teacher.pairs.solver": "solver",
+    "teacher.pairs.guidance": "guidance",
 }
 """Where a config names components, and of which kind."""
 
-LISTS = {"sample.guidance", "eval.metrics"}
+LISTS = {"sample.guidance", "eval.metrics", "teacher.pairs.guidance"}
 """Those of ``CHOICES`` that are lists."""
 
 USED = {
@@ -96,8 +132,8 @@ USED = {
 """Settings that are there where the objective or the sampler is registered to use them, under the name given here."""
 
 FREE = (
-    "preset", "engine", "sample", "eval", "observers", "train.log_every", "train.checkpoint_every", "train.keep",
-    "train.keep_best", "train.validate_every", "train.validate_samples", "train.patience",
+    "preset", "teacher.model", "engine", "sample", "eval", "observers", "train.log_every", "train.checkpoint_every",
+    "train.keep", "train.keep_best", "train.validate_every", "train.validate_samples", "train.patience",
 )  # fmt: skip
 """Keys that may change when a run goes on; all others decide what is trained."""
 

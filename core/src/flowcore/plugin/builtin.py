@@ -68,6 +68,9 @@ def register_objectives(register: Register) -> None:
         "matching", "flowcore.objectives:matching", summary="the loss of a network on a path between coupled pairs",
         uses=("path", "coupling", "times", "loss", "predicts"),
     )  # fmt: skip
+    distilled = ("path", "loss", "predicts")
+    register("one_step", "flowcore.objectives:one_step", summary="a teacher's pairs in one Euler step", uses=distilled)
+    register("k_step", "flowcore.objectives:k_step", summary="a teacher's pairs in k Euler steps", uses=distilled)
 
 
 @hookimpl

@@ -113,7 +113,7 @@ class Parts:
     ``path``, ``coupling``, ``times``, ``loss``, ``predicts``, ``solver`` and ``guidance`` are there where the objective
     or the sampler is registered to use them; else they are None. ``drop_condition`` is the share of conditions that
     training replaces by the null condition. ``seed`` is the run's; what is drawn in training or sampling is drawn from
-    the generator that comes with the call.
+    the generator that comes with the call. ``teacher`` is the trained model that the run learns from, if any.
     """
 
     spec: Spec
@@ -128,6 +128,7 @@ class Parts:
     predicts: Prediction = None  # type: ignore[assignment]
     solver: Step = None  # type: ignore[assignment]
     guidance: Sequence[Guidance] = ()
+    teacher: Trained | None = None
 
     def field(
         self, network: Any, condition: State | None = None, index: Any = None, samples: int | None = None
