@@ -20,7 +20,7 @@ from flowplat.discovery import CORE
 from flowplat.layers import DEFAULT, Layers
 from flowplat.manager import Manager
 from flowplat.plain_yaml import dump, parse
-from flowplat.settings import CHOICES, DEFAULTS, LISTS, OBSERVERS, SMOKE, USED, RunConfig
+from flowplat.settings import CHOICES, DEFAULTS, LISTS, OBSERVERS, SMOKE, SMOKE_PAIRS, USED, RunConfig
 
 Plain = dict[str, Any]
 
@@ -41,13 +41,14 @@ def resolve(
     file: str | Path | None = None,
     smoke: bool = False,
     manager: Manager | None = None,
+    over: Sequence[tuple[str, Plain]] = (),
 ) -> RunConfig:
     """The config of a run of ``plugin``. Raises ``UsageError`` listing every fault, or ``PluginError``.
 
     ``file`` is laid over its preset, unless it is a resolved config (see ``COMPLETE``): that stands alone, so that a
     preset which has changed since cannot change it.
     """
-    return traced(plugin, overrides, preset, file, smoke, manager)[0]
+    return traced(plugin, overrides, preset, file, smoke, manager, over)[0]
 
 
 def traced(
@@ -57,8 +58,9 @@ def traced(
     file: str | Path | None = None,
     smoke: bool = False,
     manager: Manager | None = None,
+    over: Sequence[tuple[str, Plain]] = (),
 ) -> tuple[RunConfig, Layers]:
-    """``resolve``, with the layers that the config was made of."""
+    """``resolve``, with the layers that the config was made of; ``over`` are further ones, each with its origin."""
     manager = manager or Manager()
     manager.load(plugin)
     settings = _read(file) if file is not None else {}
@@ -79,6 +81,10 @@ def traced(
         layers.add(read_from, settings)
     if smoke:
         layers.add("--smoke", SMOKE)
+        if _holder(layers.merged, "teacher.pairs.count")[0]:
+            layers.add("--smoke", {"teacher": {"pairs": SMOKE_PAIRS}})
+    for origin, more in over:
+        layers.add(origin, more)
     faults = []
     for word in overrides:
         try:

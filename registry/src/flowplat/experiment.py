@@ -59,7 +59,8 @@ class Experiment:
         """The trained model that the run learns from."""
         from flowplat import teacher  # which loads a model, whose parts are an experiment's
 
-        return None if self.config.teacher is None else teacher.find(self.config.teacher.model, self.device)
+        settings = self.config.teacher  # one that is yet to be trained is named by its preset alone
+        return None if settings is None or settings.model is None else teacher.find(settings.model, self.device)
 
     @cached_property
     def source(self) -> Source:

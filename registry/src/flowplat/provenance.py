@@ -42,7 +42,7 @@ def collect(experiment: Experiment, before: dict[str, Any] | None = None) -> dic
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "data": {"name": config.data.component.full_name, "fingerprint": experiment.data.fingerprint()},
-        "teacher": None if experiment.teacher is None else {"fingerprint": teacher.fingerprint(experiment.teacher)},
+        "teacher": teacher.record(experiment.teacher),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in names},
         "sources": {name: state for name in ["flowplat", *owners] if (state := _git(name)) is not None},
         "hardware": {

@@ -20,7 +20,7 @@ from flowcore.plugin.contracts import Watched
 from flowcore.training import checkpoints
 from flowcore.training.engine import needs_start
 from flowcore.training.loop import TrainState, begin, fit
-from flowplat import observers, provenance, runs, signals, teacher
+from flowplat import observers, provenance, runs, signals, stages, teacher
 from flowplat.apart import run_apart
 from flowplat.components import one_line
 from flowplat.config import plain, resolve, to_yaml
@@ -77,6 +77,7 @@ def execute(config: RunConfig, out: Path | None, resume: bool = False) -> Finish
         _refuse_changes(config, out)
     else:
         RunDir.refuse_used(out)
+    config = stages.ready(config)
     experiment = Experiment(config)
     engine, network = experiment.engine, experiment.network()
     if config.teacher is not None and config.teacher.start is not None and experiment.teacher is not None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flowcore.errors import InputError
+from flowcore.errors import InputError, UsageError
 from flowplat.rundir import RunDir
 
 ROOT = Path("runs")
@@ -184,6 +184,17 @@ def find(text: str | Path, root: Path = ROOT, plugin: str | None = None) -> Path
     if folder.is_dir():
         raise InputError(f"{name or '.'} is no run folder: it has no config.yaml")
     raise InputError(f"no run is called {name!r}: neither a folder nor the beginning of a run's id below {root}")
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The config of a run, read whole; an empty one where it cannot be read."""
+    from flowplat.plain_yaml import parse
+
+    try:
+        found = parse((folder / "config.yaml").read_text(encoding="utf-8"), str(folder))
+    except (OSError, UnicodeDecodeError, UsageError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def held(folder: Path) -> bool:

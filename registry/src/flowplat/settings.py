@@ -1,6 +1,6 @@
 """The settings of a run: what a config file may hold besides the options of the components it names."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -68,11 +68,21 @@ class TeacherSettings(Settings):
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
-    model: str = Field(description="a run (folder, id, or last), an exported model, or an earlier stage of the preset")
+    model: str | None = Field(None, description="a run (folder, id, or last) or an exported model")
+    preset: str | None = Field(
+        None, description="the teacher by its preset: the run there is of it, or else one that is trained first"
+    )
+    config: dict[str, Any] = Field(default_factory=dict, description="settings laid over that preset")
     start: Literal["averaged", "raw"] | None = Field(
         None, description="begin with the teacher's weights, averaged or as they were trained; null to begin afresh"
     )
     pairs: PairSettings | None = Field(None, description="train on the teacher's pairs; null for the data itself")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "TeacherSettings":
+        if self.model is None and self.preset is None:
+            raise ValueError("name the teacher by its model or by its preset")
+        return self
 
 
 class RunConfig(Settings):
@@ -159,3 +169,6 @@ SMOKE = {
     "eval": {"count": 64, "steps": [1, 4], "paths": 16},
 }
 """What ``--smoke`` sets: every part of a run, at a size that ends in seconds."""
+
+SMOKE_PAIRS = {"count": 64, "steps": 4, "batch_size": 32, "held_out": 16}
+"""What ``--smoke`` sets where a run learns pairs."""

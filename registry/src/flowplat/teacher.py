@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,16 @@ def fingerprint(model: Model) -> str:
     """The sha256 of the weights that are sampled."""
     source = model.source
     return files.sha256(source / "ema.safetensors" if source.is_dir() else source)
+
+
+def record(model: Model | None) -> dict[str, str] | None:
+    """What a run records of its teacher."""
+    return None if model is None else {"fingerprint": fingerprint(model)}
+
+
+def started_by_others() -> bool:
+    """Whether torchrun or srun has started this process, or the first of the run's own."""
+    return any(name in os.environ for name in ("LOCAL_RANK", "SLURM_STEP_ID"))
 
 
 def start(model: Model, network: nn.Module, averaged: bool) -> None:

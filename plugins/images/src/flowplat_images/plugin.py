@@ -36,4 +36,5 @@ def register_presets(register: Register) -> None:
     presets = "flowplat_images:presets"
     digits, by_class = f"{presets}/digits.yaml", f"{presets}/digits-by-class.yaml"
     register("digits", digits, summary="rectified flow on 8x8 digits, two minutes on a laptop", default=True)
+    register("reflow", f"{presets}/reflow.yaml", summary="the digits' flow made straight: one step does")
     register("digits-by-class", by_class, summary="the digit you ask for, by classifier-free guidance")
