@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import wheels
 
+os.environ["FLOWPLAT_CONFIG"] = os.devnull  # no test reads what the user has switched off
 SCRIPT = Path(sysconfig.get_path("scripts")) / "platform"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 

@@ -160,6 +160,12 @@ def _in_use(folder: Path) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes what the user has switched off."""
+    monkeypatch.setenv("FLOWPLAT_CONFIG", str(tmp_path / "settings"))
+
+
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """The same arithmetic, and no more than one core, whatever the machine."""
     threads = torch.get_num_threads()

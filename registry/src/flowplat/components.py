@@ -64,7 +64,11 @@ class Component:
             if not (isinstance(model, type) and issubclass(model, BaseModel)):
                 raise PluginError(f"{self}: its config {self.config!r} is no pydantic model")
             return model
-        return _model_of(self.name, self.load())
+        function = self.load()
+        try:
+            return _model_of(self.name, function)
+        except Exception as error:  # it is no function, or its annotations are not what they should be
+            raise PluginError(f"{self}: {self.reference!r} has no options to read: {one_line(error)}") from error
 
     def build(self, options: "BaseModel", *context: Any) -> Any:
         """Call the component: ``factory(options, *context)`` with a config model, else ``factory(*context, **options)``

@@ -221,6 +221,8 @@ def _validate(layers: Layers, manager: Manager, faults: list[str]) -> RunConfig:
             chosen = choose(key, kind, value)
             failed |= {key} if chosen is None else set()
         holder[last] = chosen
+    if settings.get("predicts", "") is None:
+        fault("predicts", "should say what the network predicts, such as velocity")
     try:
         config = RunConfig.model_validate(settings)
     except ValidationError as error:
@@ -245,6 +247,8 @@ def _leave_out(settings: Plain, manager: Manager, layers: Layers, fault: Callabl
     for _, kind, holder, last in _choices(settings):
         if kind in ("objective", "sampler"):
             name = holder[last].get("name") if isinstance(holder[last], dict) else holder[last]
+            if not isinstance(name, str):
+                return
             try:
                 users.append(manager.components.find(kind, name))
             except UsageError:
@@ -254,8 +258,8 @@ def _leave_out(settings: Plain, manager: Manager, layers: Layers, fault: Callabl
         holder, last = _holder(settings, key)
         if name not in used and last in holder:
             if layers.origin(key) != DEFAULT and holder[last] not in (None, []):
-                whose = " and ".join(f"{user.kind} {user.full_name}" for user in users)
-                fault(key, f"is used by neither {whose}; leave it out" if len(users) > 1 else f"is not used by {whose}")
+                whose = " nor ".join(f"{user.kind} {user.full_name}" for user in users)
+                fault(key, f"is used by neither {whose}; leave it out, or say {key}={'[]' if key in LISTS else 'null'}")
             del holder[last]
 
 

@@ -9,20 +9,30 @@ from flowcore.errors import MachineError
 
 
 def path() -> Path:
-    """The file: ``disabled`` in ``$FLOWPLAT_CONFIG``, else in the user's folder for settings."""
+    """The file: ``disabled`` in ``$FLOWPLAT_CONFIG``, else in the user's folder for settings.
+
+    Raises ``MachineError`` where the user has none, as an account of a container may not.
+    """
     if own := os.environ.get("FLOWPLAT_CONFIG"):
         return Path(own) / "disabled"
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "flowplat" / "disabled"
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    if home.startswith("~"):
+        raise MachineError("there is no home folder to keep settings in; name a folder in FLOWPLAT_CONFIG")
+    return Path(home) / "flowplat" / "disabled"
 
 
 def names() -> frozenset[str]:
     """The plugins that are switched off. Raises ``MachineError`` where the file is there and cannot be read."""
     try:
-        text = path().read_text(encoding="utf-8")
+        file = path()
+    except MachineError:
+        return frozenset()
+    try:
+        text = file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
     except (OSError, UnicodeDecodeError) as error:
-        raise MachineError(f"{path()} cannot be read: {error}; it lists the disabled plugins, one a line") from error
+        raise MachineError(f"{file} cannot be read: {error}; it lists the disabled plugins, one a line") from error
     return frozenset(filter(None, map(str.strip, text.splitlines())))
 
 

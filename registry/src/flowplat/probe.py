@@ -47,9 +47,11 @@ def _report(plugin: Installed) -> Report:
 
 
 def _probed(report: Report, patience: float) -> Report:
-    command = [sys.executable, "-m", "flowplat.probe", report.name]
+    # -P: no file in the user's folder passes for a module. What it starts and leaves running may keep its stderr open.
+    command = [sys.executable, "-P", "-m", "flowplat.probe", report.name]
+    nowhere = subprocess.DEVNULL
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience)
+        done = subprocess.run(command, stdin=nowhere, stdout=subprocess.PIPE, stderr=nowhere, timeout=patience)
         answer = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         return replace(report, state="broken", cause=f"it was not imported within {patience:g} s")

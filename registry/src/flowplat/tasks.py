@@ -1,7 +1,9 @@
 """A plugin's tasks: the domain's verbs, on files from the command line or on objects from Python."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -52,22 +54,31 @@ def carry_out(
         return component.build(options, trained, inputs, out)
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise InputError(f"{out} is there already; name a new place, or move it away")
-    beside = out.absolute().with_name(f".{out.name}.tmp")
-    with files.refusals(f"{out} cannot be written"):
-        shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
-        beside.mkdir(parents=True)
+    target = Path(os.path.abspath(out))
+    beside = target.with_name(f".{target.name}.tmp")
+    above = [folder for folder in target.parents if not folder.exists()]
     try:
-        place = beside / out.name  # the same name: its suffix may say the format
+        with files.refusals(f"{out} cannot be written"):
+            shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
+            beside.mkdir(parents=True)
+        place = beside / target.name  # the same name: its suffix may say the format
         result = component.build(options, trained, inputs, place)
         if not place.exists():
             raise PluginError(f"task {component.full_name} has ended without writing {out}")
+        if others := sorted(path.name for path in beside.iterdir() if path != place):
+            raise PluginError(f"task {component.full_name} has written {others[0]} beside {out}, where it would be lost")
         with files.refusals(f"{out} cannot be written"):
-            if out.is_dir():
-                out.rmdir()
-            place.rename(out)
-            files.sync(out.absolute().parent)
-    finally:
+            if target.is_dir():
+                target.rmdir()
+            place.rename(target)
+            files.sync(target.parent)
+    except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
+        with suppress(OSError):
+            for folder in above:
+                folder.rmdir()
+        raise
+    beside.rmdir()
     return result
 
 

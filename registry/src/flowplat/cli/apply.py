@@ -1,5 +1,6 @@
 """``platform apply``."""
 
+import os.path
 import re
 from pathlib import Path
 
@@ -27,10 +28,10 @@ def command(plugin: str, task: str, words: tuple[str, ...], model: str | None, o
     from flowplat.tasks import carry_out, find, settings
 
     component = find(plugin, task)
-    inputs = [Path(word) for word in words if Path(word).exists() or not re.match(r"[A-Za-z_][\w.]*=", word)]
+    inputs = [Path(word) for word in words if os.path.exists(word) or not re.match(r"[A-Za-z_][\w.]*=", word)]
     options = settings([word for word in words if Path(word) not in inputs])
     for path in inputs:
-        if not path.exists() and str(path) != "-":
+        if not os.path.exists(path) and str(path) != "-":
             raise InputError(f"{path} is not there; an option of the task is written key=value")
     folder = None if model is None else modelfolder.find(model)
     with results_only():

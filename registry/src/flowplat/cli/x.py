@@ -12,6 +12,9 @@ from flowplat.cli.options import as_json, echo_json
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENT]...")
 def command(as_json: bool, plugin: str, name: str | None, arguments: tuple[str, ...]) -> None:
     """NAME is a verb that PLUGIN brings; without a name they are listed. What follows NAME is the verb's."""
+    if name in ("-h", "--help"):
+        click.echo(click.get_current_context().get_help())
+        return
     from flowcore.errors import PluginError, UsageError
     from flowplat.manager import Manager
 
@@ -27,6 +30,8 @@ def command(as_json: bool, plugin: str, name: str | None, arguments: tuple[str, 
         if not verbs:
             click.echo(f"plugin {plugin!r} brings no verb of its own", err=True)
         return
+    if name.startswith("-"):
+        raise UsageError(f"options of the verb `x` stand before the plugin: platform x {name} {plugin}")
     if name not in verbs:
         raise UsageError(f"plugin {plugin!r} brings no verb {name!r}; there are {', '.join(verbs) or 'none'}")
     verb = verbs[name].load()
