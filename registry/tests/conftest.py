@@ -24,6 +24,14 @@ PRESETS = {
         sample: {count: 8, steps: 2}
         eval: {count: 16, steps: [1, 2], metrics: [radius], paths: 8}
         """,
+    "straight.yaml": """
+        data: ring
+        network: {name: dense, width: 24}
+        teacher: {preset: ring, start: averaged, pairs: {count: 40, steps: 3, batch_size: 8}}
+        train: {steps: 6, batch_size: 8}
+        sample: {count: 8, steps: 1}
+        eval: {count: 16, steps: [1], paths: 8}
+        """,
     "halves.yaml": """
         data: {name: ring, conditional: true}
         network: dense

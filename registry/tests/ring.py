@@ -207,4 +207,5 @@ def register_metrics(register: Register) -> None:
 @hookimpl
 def register_presets(register: Register) -> None:
     register("halves", f"{__package__}:halves.yaml", summary="told which half")
+    register("straight", f"{__package__}:straight.yaml", summary="taught by ring")
     register("ring", f"{__package__}:ring.yaml", summary="a short run", default=True)

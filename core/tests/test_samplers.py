@@ -1,0 +1,57 @@
+"""samplers: the field integrated from source to data."""
+
+import pytest
+import torch
+
+from flowcore import guidance, paths, solvers
+from flowcore.plugin.contracts import Leaf, Parts, Spec
+from flowcore.samplers import empty, flow
+from flowcore.seeds import generator
+
+CPU = torch.device("cpu")
+
+
+def parts(state=None, path=None, solver=None, **more):
+    spec = Spec(state or Leaf((3,)))
+    return Parts(
+        spec, None, CPU, path=path or paths.linear(), predicts="velocity", solver=solver or solvers.euler(), **more
+    )
+
+
+@pytest.mark.parametrize(("solver", "calls"), [(solvers.euler, 5), (solvers.midpoint, 10)])
+def test_a_constant_field_moves_every_sample_as_far(solver, calls):
+    drawn = flow(parts(solver=solver()))(lambda x, t, c: torch.full_like(x, 2.0), None, 8, 5, generator(0))
+    assert torch.equal(drawn.x0, torch.randn(8, 3, generator=generator(0)))
+    assert torch.allclose(drawn.x1, drawn.x0 + 2, atol=1e-6)
+    assert drawn.extra["calls"] == calls
+
+
+def test_states_of_several_leaves_and_types():
+    state = {"a": Leaf((2,)), "b": {"c": Leaf((), "float64")}}
+    found = empty(state, 5, CPU)
+    assert (found["a"].shape, found["a"].dtype) == ((5, 2), torch.float32)
+    assert (found["b"]["c"].shape, found["b"]["c"].dtype) == ((5,), torch.float64)
+
+
+def test_the_network_is_told_the_condition_and_guidance_steers():
+    told = []
+
+    def network(x, t, condition):
+        told.append(condition)
+        return torch.zeros_like(x)
+
+    class Push(guidance.Guidance):
+        def velocity(self, field, x, t, dt):
+            return field.velocity(x, t) + 3.0
+
+    wish = torch.arange(4)
+    drawn = flow(parts(guidance=(Push(),)))(network, wish, 4, 2, generator(0))
+    assert all(one is wish for one in told)
+    assert drawn.condition is wish
+    assert torch.allclose(drawn.x1, drawn.x0 + 3, atol=1e-6)
+
+
+def test_a_path_that_starts_elsewhere_is_followed_from_there():
+    path = paths.ve()
+    drawn = flow(parts(path=path))(lambda x, t, c: torch.zeros_like(x), None, 4, 3, generator(0))
+    assert torch.equal(drawn.x1, path.initial(drawn.x0))

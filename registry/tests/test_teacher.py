@@ -1,0 +1,164 @@
+"""teacher: the weights a run begins with, and the pairs it learns, from a run or an exported model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import flowplat
+from flowcore.errors import InputError, UsageError
+from flowcore.pairs import PairStore
+from flowcore.seeds import generator
+from flowcore.solvers import solve
+from flowplat.config import resolve
+from flowplat.experiment import Experiment
+from flowplat.export import export
+from flowplat.model import load
+from flowplat.runner import execute
+
+PAIRS = ("teacher.pairs.count=40", "teacher.pairs.steps=3", "teacher.pairs.batch_size=8")
+SHORT = ("engine.threads=1", "train.steps=2", "eval.metrics=[]")
+
+
+def run(folder: Path, *overrides: str, model: str | Path = "run") -> Path:
+    return flowplat.run("ring", f"teacher.model={model}", *SHORT, *overrides, out=folder).folder
+
+
+def stores(teacher: Path) -> list[Path]:
+    return sorted(path.parent for path in teacher.glob("pairs/*/meta.json"))
+
+
+def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(("start", "file"), [("averaged", "ema"), ("raw", "model")])
+def test_a_run_begins_with_the_teachers_weights(
+    start: str, file: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flowplat.runner as runner
+
+    begun = []
+    real = runner.begin
+    monkeypatch.setattr(runner, "begin", lambda network, *rest: begun.append(weights(network)) or real(network, *rest))
+    run(tmp_path / "student", f"teacher.start={start}", model=trained)
+    checkpoint = sorted((trained / "checkpoints").glob("step-*"))[-1]
+    assert equal(begun[0], load_file(checkpoint / f"{file}.safetensors"))
+    run(tmp_path / "afresh", model=trained)
+    assert not equal(begun[1], begun[0])
+
+
+def test_weights_that_do_not_fit_are_told_before_a_folder_is_made(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^teacher\.start: the weights of .* do not fit the network"):
+        run(tmp_path / "student", "teacher.start=averaged", "network.width=7", model=trained)
+    assert not (tmp_path / "student").exists()
+
+
+def test_an_exported_teacher_has_averaged_weights_only(trained: Path, tmp_path: Path) -> None:
+    model = export(trained, tmp_path / "model")
+    assert run(tmp_path / "student", "teacher.start=averaged", model=model)
+    with pytest.raises(UsageError, match="no raw weights; take averaged ones"):
+        run(tmp_path / "other", "teacher.start=raw", model=model)
+
+
+def test_a_teacher_that_is_not_there(ring: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no run is called 'nobody'"):
+        run(tmp_path / "student", model="nobody")
+    with pytest.raises(UsageError, match="name the teacher by its model or by its preset"):
+        resolve("ring", ["teacher.start=raw"])
+
+
+def test_the_pairs_are_what_the_teachers_flow_joins(trained: Path, tmp_path: Path) -> None:
+    run(tmp_path / "student", *PAIRS, "teacher.pairs.dtype=float32", "teacher.pairs.solver=midpoint", model=trained)
+    (folder,) = stores(trained)
+    batch = PairStore(folder).batch(torch.arange(40), generator(0))
+    teacher = load(trained)
+    field = teacher.parts().field(teacher.network)
+    with torch.no_grad():
+        wanted = solve(field, batch.x0, 3, "midpoint")
+    assert torch.allclose(batch.x1, wanted, atol=1e-5)
+
+
+def test_students_of_the_same_pairs_share_them(trained: Path, tmp_path: Path) -> None:
+    run(tmp_path / "one", *PAIRS, model=trained)
+    (folder,) = stores(trained)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    run(tmp_path / "two", *PAIRS, "train.lr=1e-4", "seed=3", "teacher.pairs.held_out=8", model=trained)
+    assert stores(trained) == [folder]
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")} == before
+    run(tmp_path / "three", *PAIRS, "teacher.pairs.seed=1", model=trained)
+    assert len(stores(trained)) == 2
+
+
+def test_the_pairs_of_an_exported_model_are_elsewhere(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = export(trained, tmp_path / "model")
+    before = sorted(model.rglob("*"))
+    run(tmp_path / "student", *PAIRS, model=model)
+    assert sorted(model.rglob("*")) == before
+    assert len(list(Path("runs/pairs").glob("*/meta.json"))) == 1
+
+
+def test_pairs_that_were_half_made_are_finished(trained: Path, tmp_path: Path) -> None:
+    run(tmp_path / "one", *PAIRS, model=trained)
+    (folder,) = stores(trained)
+    shards = sorted(folder.glob("*.safetensors"))
+    before = [shard.read_bytes() for shard in shards]
+    assert len(shards) > 1
+    shards[-1].unlink()
+    run(tmp_path / "two", *PAIRS, model=trained)
+    assert [shard.read_bytes() for shard in shards] == before
+
+
+def test_what_is_held_out_is_not_trained_on(trained: Path) -> None:
+    held = [f"teacher.model={trained}", *PAIRS, "teacher.pairs.held_out=15"]
+    experiment = Experiment(resolve("ring", held))
+    assert (len(experiment.source), len(experiment.held_out)) == (25, 15)
+    store = PairStore(stores(trained)[0])
+    rows, draws = torch.arange(15), generator(0)
+    assert torch.equal(experiment.held_out.batch(rows, draws).x1, store.batch(rows + 25, draws).x1)
+    with pytest.raises(UsageError, match="leaves none of count=40 to train on"):
+        resolve("ring", [*held, "teacher.pairs.held_out=40"])
+
+
+def test_validation_on_pairs_needs_some_held_out(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"set teacher\.pairs\.held_out"):
+        run(tmp_path / "student", *PAIRS, "train.validate_every=1", model=trained)
+    held = ("train.validate_every=1", "teacher.pairs.held_out=8")
+    rows = (run(tmp_path / "other", *PAIRS, *held, model=trained) / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["val_loss"] > 0 for row in rows] == [True, True]
+
+
+def test_pairs_are_not_coupled_again(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="coupled already"):
+        run(tmp_path / "student", *PAIRS, "coupling=exact", model=trained)
+
+
+@pytest.mark.parametrize("objective", ["one_step", "{name: k_step, steps: 2}"])
+def test_distillation(objective: str, trained: Path, tmp_path: Path) -> None:
+    folder = run(tmp_path / "student", *PAIRS, f"objective={objective}", model=trained)
+    config = resolve("ring", file=folder / "config.yaml")
+    assert config.coupling is None
+    assert config.times is None
+    with pytest.raises(UsageError, match="learns the pairs of a teacher"):
+        run(tmp_path / "other", f"objective={objective}", model=trained)
+
+
+def test_the_teacher_of_a_run_that_goes_on_is_the_one_it_was_begun_with(trained: Path, tmp_path: Path) -> None:
+    folder = run(tmp_path / "student", *PAIRS, model=trained)
+    longer = resolve("ring", ["train.steps=4", *SHORT[2:]], file=folder / "config.yaml")
+    assert json.loads((folder / "provenance.json").read_text())["teacher"]["fingerprint"]
+    execute(longer, folder, resume=True)
+    other = flowplat.run("ring", "engine.threads=1", "seed=5", out=tmp_path / "other").folder
+    changed = resolve("ring", [f"teacher.model={other}"], file=folder / "config.yaml")
+    with pytest.raises(UsageError, match="the teacher is not what the run in .* was begun with"):
+        execute(changed, folder, resume=True)
