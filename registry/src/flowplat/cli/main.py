@@ -32,6 +32,8 @@ COMMANDS = {
     "freeze": "the plugins that are installed, as a list that install -r takes",
     "enable": "switch a disabled plugin on again",
     "disable": "switch a plugin off; it stays installed",
+    "new": "write a plugin to begin with: it installs, passes its checks and trains",
+    "check": "whether a plugin keeps what its components promise",
 }
 """Every verb and its help line. A verb's module is imported when the verb is used, so ``--help`` stays quick."""
 
