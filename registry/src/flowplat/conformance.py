@@ -250,8 +250,8 @@ def _runs(bench: Bench) -> Iterator[Check]:
         except FlowError as error:
             yield _failing("run", about, "it can be run", one_line(error))
             continue
-        for function in (
-            trial.takes_under_a_minute, trial.is_better_than_untrained, trial.goes_on_where_it_stopped,
-            trial.samples_alike_where_it_is_loaded,
-        ):  # fmt: skip
+        functions = [trial.takes_under_a_minute, trial.is_better_than_untrained, trial.goes_on_where_it_stopped]
+        if name == wanted[0]:
+            functions.append(trial.samples_alike_where_it_is_loaded)  # of one run: it takes a process of its own
+        for function in functions:
             yield Check("run", about, f"it {testing.title(function)}", function)

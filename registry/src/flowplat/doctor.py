@@ -218,7 +218,7 @@ def _torch() -> Iterator[Finding]:
         yield Finding("torch", "FAIL", f"it cannot be imported: {last}", mend)
         return
     built = f"built for {told['cuda']}" if told["cuda"] else "built without CUDA"
-    yield Finding("torch", "ok", f"{told['version']}, {built}, {told['threads']} threads")
+    yield Finding("torch", "ok", f"{told['version']}, {built}, computing threads: {told['threads']}")
     for number, (name, total, free) in enumerate(told["devices"]):
         yield Finding("GPU", "ok", f"cuda:{number} {name}, {free / 1e9:.1f} GB of {total / 1e9:.1f} GB free")
     if told["mps"]:

@@ -21,7 +21,7 @@ def install(items: Sequence[Item], scratch: Path) -> set[str]:
     """
     what = ", ".join(str(item) for item in items if item.requested)
     if any(item.exactly for item in items):
-        told: list[str | Path] = ["--no-index", "--find-links", scratch, "-r", scratch / PINS]  # plan has fetched them
+        told: list[str | Path] = ["--find-links", scratch, "-r", scratch / PINS]  # what plan has fetched is not again
         pip(what, "install", "--no-deps", "--only-binary=:all:", *told, changes=True)
     if loose := [word for item in items for word in item.arguments]:
         pip(what, "install", "--no-deps", *loose, changes=True)

@@ -72,9 +72,7 @@ def refusal(what: str, text: str, frozen: Mapping[str, str]) -> FlowError:
     """What pip's output says of why it refused ``what``, as an error of ours."""
     if hashes := re.search(r"Expected sha256 (\S+)\s+Got\s+(\S+)", text):
         whose = re.search(r"^ +([\w.-]+).* from \S+.*:$", text, re.MULTILINE)
-        name = whose[1] if whose else what
-        reason = f"{name} is not the file it should be: expected sha256 {hashes[1]}, got {hashes[2]}"
-        return IntegrityError(f"{reason}; nothing was installed, tell whoever published it")
+        return other_file(whose[1] if whose else what, hashes[1], hashes[2])
     if told := _conflict(what, text, frozen):
         return PluginError(told)
     if lacks := re.search(r"No matching distribution found for (.+)", text):
@@ -91,12 +89,19 @@ def refusal(what: str, text: str, frozen: Mapping[str, str]) -> FlowError:
     if "no such option" in text:
         return MachineError(f"pip is too old ({reason}); `python -m pip install --upgrade pip` renews it")
     if host := re.search(r"HTTPS?ConnectionPool\(host='([^']+)'", text):
-        return MachineError(f"{what}: {host[1]} cannot be reached; {OFFLINE}")
+        why = "shows a certificate that is not trusted" if "CERTIFICATE_VERIFY" in text else "cannot be reached"
+        return MachineError(f"{what}: {host[1]} {why}; {OFFLINE}")
     if "HTTP error" in text:
         return MachineError(f"{what}: {reason}; {OFFLINE}")
     if "OSError" in text or "PermissionError" in text:
         return MachineError(f"{what}: {reason}; where this cannot be written, {OWN}")
     return PluginError(f"pip refuses {what}: {reason}")
+
+
+def other_file(what: str, wanted: str, found: str) -> IntegrityError:
+    """The error for a file with another hash than it should have."""
+    reason = f"{what} is not the file it should be: expected sha256 {wanted}, got {found}"
+    return IntegrityError(f"{reason}; nothing was installed, tell whoever published it")
 
 
 def _conflict(what: str, text: str, frozen: Mapping[str, str]) -> str | None:

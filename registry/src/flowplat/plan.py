@@ -16,11 +16,12 @@ from urllib.request import url2pathname
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from flowcore.errors import IntegrityError, PluginError
+from flowcore import files
+from flowcore.errors import InputError, IntegrityError, PluginError
 from flowcore.plugin import GROUP
 from flowplat import discovery, source, wheel
 from flowplat.catalogue import Entry
-from flowplat.pip import KEPT, clash, kept, pip
+from flowplat.pip import KEPT, clash, kept, other_file, pip
 from flowplat.wanted import Wanted, plugins_of_folder, project
 
 PINS = "pins.txt"
@@ -63,23 +64,43 @@ def plan(wanted: Sequence[Wanted], entries: Sequence[Entry], scratch: Path) -> l
     for one in wanted:
         _refuse_other(one)
     what = ", ".join(one.word for one in wanted)
-    fetch = ("download", "--no-deps", "--only-binary=:all:", "--dest", scratch)
-    if named := [one.told for one in wanted if one.version is not None]:
-        pip(what, *fetch, *named)
-        for path in sorted(scratch.glob("*.whl")):
-            _refuse_requirements(wheel.read(path))
+    fetched = _files(what, {one.told: one.url for one in wanted if one.url is not None}, scratch)
+    for one in wanted:
+        if one.url is not None:
+            _refuse_requirements(_looked_at(fetched[one.told], one.word, one.sha256))
     constraints, report, pins = scratch / "constraints.txt", scratch / "report.json", scratch / PINS
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in kept().items()))
     told = [word for one in wanted for word in one.arguments]
     pip(what, "install", "--dry-run", "--report", report, "-c", constraints, "--upgrade", "--only-binary=:all:", *told)
     items = [_item(row, wanted) for row in json.loads(report.read_text(encoding="utf-8"))["install"]]
-    if exactly := [item.exactly for item in items if item.exactly]:
-        pins.write_text("".join(f"{line}\n" for line in exactly), encoding="utf-8")
-        pip(what, *fetch, "-r", pins)
-    wheels = {one.key: one for one in map(wheel.read, scratch.glob("*.whl"))}
-    items = [_told(item, wheels.get((canonicalize_name(item.name), item.version)), entries) for item in items]
+    paths = _files(what, {item.exactly: item.url for item in items if item.exactly}, scratch)
+    items = [_told(item, paths.get(item.exactly or ""), entries) for item in items]
+    pins.write_text("".join(f"{item.exactly}\n" for item in items if item.exactly), encoding="utf-8")
     _refuse(items, wanted)
     return items
+
+
+def _files(what: str, urls: Mapping[str, str], scratch: Path) -> dict[str, Path]:
+    """Where the wheels of requirements are: those of this machine in their place, the others fetched to ``scratch``."""
+    if away := [line for line, url in urls.items() if not url.startswith("file:")]:
+        lines = scratch / "away.txt"
+        lines.write_text("".join(f"{line}\n" for line in away), encoding="utf-8")
+        pip(what, "download", "--no-deps", "--only-binary=:all:", "--dest", scratch, "-r", lines)
+    return {line: _path(url) if url.startswith("file:") else scratch / _path(url).name for line, url in urls.items()}
+
+
+def _path(url: str) -> Path:
+    return Path(url2pathname(urlsplit(url).path))
+
+
+def _looked_at(path: Path, what: str, sha256: str | None) -> wheel.Wheel:
+    """What a wheel says, if it is the one that hashes to ``sha256``."""
+    found = files.sha256(path) if path.is_file() else None
+    if found is None:
+        raise InputError(f"{what}: there is no file {path}")
+    if sha256 not in (None, found):
+        raise other_file(what, str(sha256), found)
+    return wheel.read(path)
 
 
 def _refuse_other(wanted: Wanted) -> None:
@@ -135,7 +156,7 @@ def _item(row: dict[str, Any], wanted: Sequence[Wanted]) -> Item:
         raise IntegrityError(f"{item} comes from {url} without a sha256; name its wheel instead")
     if vcs := origin.get("vcs_info"):
         return replace(item, plugins=None, arguments=(f"{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}",))
-    place = Path(url2pathname(urlsplit(url).path))
+    place = _path(url)
     folder = next((one for one in wanted if one.folder == place), None)
     if folder is None:
         raise PluginError(f"{item} would come from the folder {place}, which nobody has named; name it too")
@@ -144,10 +165,11 @@ def _item(row: dict[str, Any], wanted: Sequence[Wanted]) -> Item:
     return replace(item, licence=licence, plugins=plugins_of_folder(place), arguments=tuple(folder.arguments))
 
 
-def _told(item: Item, file: wheel.Wheel | None, entries: Sequence[Entry]) -> Item:
+def _told(item: Item, path: Path | None, entries: Sequence[Entry]) -> Item:
     """``item`` with what its wheel, and the catalogue, say of it."""
-    if file is not None:
-        item = replace(item, plugins=file.plugins, licence=file.licence)
+    if path is not None:
+        said = _looked_at(path, str(item), item.sha256)
+        item = replace(item, plugins=said.plugins, licence=said.licence)
     for entry in entries:
         if canonicalize_name(entry.distribution) == canonicalize_name(item.name) and entry.reviewed:
             reviewed = item.sha256 in [one.sha256 for one in entry.releases]

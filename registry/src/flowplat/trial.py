@@ -39,7 +39,7 @@ COUNT = 4
 
 
 class Trial:
-    """One short run of a preset, made when it is first asked for: under ``--smoke``, or as it is where the preset is called so."""
+    """One short run of a preset, made when first asked for: under ``--smoke``, or as it is if it is called so."""
 
     def __init__(self, plugin: str, preset: str) -> None:
         whole = resolve(plugin, HERE, preset, smoke=preset != SMOKE)

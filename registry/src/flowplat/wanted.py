@@ -26,13 +26,15 @@ PREFIX = "flowplat-"
 class Wanted:
     """One thing to install.
 
-    ``told`` is what pip is told: a requirement, or the path of a ``folder``. ``name``, ``version`` and ``sha256`` are
-    what is known of it beforehand; ``entry`` is the catalogue's, where the word was a name of it.
+    ``told`` is what pip is told: a requirement, or the path of a ``folder``. ``name``, and of a wheel ``url``,
+    ``version`` and ``sha256`` are what is known of it beforehand; ``entry`` is the catalogue's, where the word was one
+    of its names.
     """
 
     word: str
     told: str
     name: str | None = None
+    url: str | None = None
     version: str | None = None
     sha256: str | None = None
     folder: Path | None = None
@@ -92,7 +94,7 @@ def _wheel(word: str, url: str, sha256: str | None) -> Wanted:
         name, version, _, _ = parse_wheel_filename(unquote(urlsplit(url).path).rpartition("/")[2])
     except InvalidWheelFilename as error:
         raise InputError(f"{word} is no wheel by its name: {error}") from error
-    return Wanted(word, f"{name} @ {url}{f'#sha256={sha256}' if sha256 else ''}", name, str(version), sha256)
+    return Wanted(word, f"{name} @ {url}{f'#sha256={sha256}' if sha256 else ''}", name, url, str(version), sha256)
 
 
 def _url(word: str, url: str) -> Wanted:
@@ -162,7 +164,7 @@ def _of_catalogue(word: str, wanted: Requirement, entry: Entry) -> Wanted:
         )
     name = canonicalize_name(entry.distribution)
     told = f"{name} @ {chosen.url}#sha256={chosen.sha256}"
-    return Wanted(word, told, name, chosen.version, chosen.sha256, entry=entry)
+    return Wanted(word, told, name, chosen.url, chosen.version, chosen.sha256, entry=entry)
 
 
 def read_list(file: Path, entries: Sequence[Entry]) -> tuple[list[Wanted], str | None]:

@@ -8,8 +8,6 @@ from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path
 
-from packaging.utils import canonicalize_name
-
 from flowcore.errors import IntegrityError
 from flowcore.plugin import GROUP
 
@@ -27,10 +25,6 @@ class Wheel:
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 
-    @property
-    def key(self) -> tuple[str, str]:
-        return canonicalize_name(self.name), self.version
-
 
 def read(path: Path) -> Wheel:
     """Read a wheel. Raises ``IntegrityError`` when it is none, or damaged."""
@@ -42,7 +36,8 @@ def read(path: Path) -> Wheel:
             plugins = _plugins(str(archive.read(points), "utf-8")) if points in archive.namelist() else ()
             name, version = metadata["Name"].strip(), metadata["Version"].strip()
     except (zipfile.BadZipFile, ValueError, AttributeError, configparser.Error) as error:
-        raise IntegrityError(f"{path.name} is no wheel, or a damaged one: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise IntegrityError(f"{path.name} is no wheel, or a damaged one ({reason}); fetch it again") from error
     return Wheel(name, version, _licence(metadata), tuple(metadata.get_all("Requires-Dist", ())), plugins)
 
 

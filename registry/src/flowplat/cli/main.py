@@ -6,7 +6,7 @@ import sys
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "draw samples from a trained run or an exported model",
     "eval": "measure a trained run or an exported model again",
     "apply": "a verb of the plugin's own on your files, such as forecast or harmonize",
+    "report": "make the report of a run again, from what is in its folder",
     "runs": "the runs there are: list, show, compare, prune",
     "export": "make a model folder of a run, to keep or to share",
     "publish": "copy a model to a shared folder or to the Hugging Face hub",
@@ -32,6 +33,10 @@ COMMANDS = {
     "freeze": "the plugins that are installed, as a list that install -r takes",
     "enable": "switch a disabled plugin on again",
     "disable": "switch a plugin off; it stays installed",
+    "new": "write a plugin to begin with: it installs, passes its checks and trains",
+    "check": "whether a plugin keeps what its components promise",
+    "doctor": "whether everything is there and in order, to paste into a report of a fault",
+    "completion": "the script that has a shell complete verbs, plugins, presets and runs",
 }
 """Every verb and its help line. A verb's module is imported when the verb is used, so ``--help`` stays quick."""
 
@@ -54,10 +59,16 @@ class _Verbs(click.Group):
         with formatter.section("Verbs"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem  # click's own would import every verb for its help line
+
+        verbs = [CompletionItem(name, help=line) for name, line in COMMANDS.items() if name.startswith(incomplete)]
+        return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             close = get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(COMMANDS)}"
             raise click.UsageError(f"no verb is called {args[0]!r}; {hint}", ctx)
@@ -79,6 +90,10 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
+        if asked := os.environ.get("_PLATFORM_COMPLETE"):  # a shell, by the script of `platform completion`
+            from flowplat.cli.completions import answer
+
+            sys.exit(answer(asked))
         with group.make_context("platform", [a for a in arguments if a != "--debug"]) as context:
             group.invoke(context)
         sys.stdout.flush()
