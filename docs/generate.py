@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from flowcore.plugin import PROJECT, hookspecs
 from flowplat.cli.main import COMMANDS, group
+from flowplat.config import model_in
 from flowplat.settings import CHOICES, DEFAULTS, RunConfig
 
 HERE = Path(__file__).parent / "reference"
@@ -59,11 +60,13 @@ def _rows(model: type[BaseModel], prefix: str, given: Any) -> list[tuple[str, st
     for name, info in model.model_fields.items():
         key, annotation = f"{prefix}{name}", info.annotation
         below = given.get(name) if isinstance(given, dict) else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            rows += _rows(annotation, f"{key}.", below)
+        if inner := model_in(annotation):
+            if info.description:  # one that most runs do without
+                rows.append((key, "`None`", info.description))
+            rows += _rows(inner, f"{key}.", below)
             continue
         if key in CHOICES and info.is_required():
-            default = f"`{below}`" if below else "in the preset"
+            default = f"`{below}`" if below else "`heun`" if key.startswith("teacher.") else "in the preset"
         elif info.is_required():
             default = ""
         else:

@@ -9,6 +9,7 @@ from flowplat.cli.options import as_json, config_source, echo_json, figures_tabl
 
 if TYPE_CHECKING:
     from flowplat.experiment import Experiment
+    from flowplat.settings import RunConfig
 
 
 @click.command("run")
@@ -68,6 +69,17 @@ def command(
     click.echo(f"report: {finished.folder / 'report.html'}")
 
 
+def _teacher(config: "RunConfig") -> str | None:
+    """The teacher of a run, and whether it is there."""
+    from flowplat.stages import look_for, wanted_by
+
+    wanted = wanted_by(config)
+    if wanted is None:
+        return config.teacher.model if config.teacher else None
+    found = look_for(wanted)[0]
+    return f"preset {wanted.preset}, {f'which is there: {found}' if found else 'which is trained first'}"
+
+
 def _plan(experiment: "Experiment") -> dict[str, Any]:
     """What a run would do, every part of it built and tried once."""
     config, spec = experiment.config, experiment.spec
@@ -81,6 +93,7 @@ def _plan(experiment: "Experiment") -> dict[str, Any]:
         "state": str(spec.state),
         "condition": str(spec.condition),
         "network": config.network.component.full_name,
+        "teacher": _teacher(config),
         "parameters": sum(p.numel() for p in network.parameters()),
         "steps": config.train.steps,
         "epochs": round(config.train.steps * config.train.batch_size / len(source), 1),
