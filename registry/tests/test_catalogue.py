@@ -1,6 +1,7 @@
 """catalogue: the shipped entries, what a file may hold, and where another catalogue may be."""
 
 import json
+import re
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -173,3 +174,10 @@ def test_search(platform: Callable[..., tuple[int, str, str]], install: Any, tmp
     assert (code, out) == (0, "")
     assert "nothing in the catalogue matches 'wind desert'" in err
     assert json.loads(platform("search", "desert", *at, "--json")[1]) == []
+
+
+def test_the_example_of_the_guide_is_an_entry() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "installing-plugins.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (entry,) = catalogue.read(example, "the guide")
+    assert (entry.plugin, len(entry.releases)) == ("wind", 1)
