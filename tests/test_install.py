@@ -480,3 +480,23 @@ def test_disabled_plugins_stay_and_are_not_imported(place: Environment, tmp_path
         assert (done.returncode, done.stderr) == (0, f"wind is {word}\n")
     refused(place.platform("disable", "wnd"), 3, "did you mean 'wind'?")
     refused(place.platform("enable", "wnd"), 3, "did you mean 'wind'?")
+
+
+@pytest.mark.parametrize("verb", ["search", "install", "uninstall", "freeze", "enable", "disable"])
+def test_help_imports_nothing_heavy(verb: str, place: Environment) -> None:
+    code = (
+        "import sys\nfrom flowplat.cli import main\ntry:\n    main([sys.argv[1], '--help'])\n"
+        "finally:\n    print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)\n"
+    )
+    done = place.run(place.python, "-c", code, verb)
+    assert done.stdout.startswith(f"Usage: platform {verb}")
+    loaded = set(done.stderr.translate(str.maketrans("", "", "[],'\n")).split())
+    assert "click" in loaded
+    assert not loaded & {"torch", "numpy", "pydantic", "yaml", "jinja2", "packaging"}
+
+
+def test_the_catalogue_comes_with_the_wheel(ours: dict[str, Path]) -> None:
+    with zipfile.ZipFile(ours["flowplat"]) as archive:
+        names = [name for name in archive.namelist() if name.startswith("flowplat/catalog/")]
+    assert len(names) == 8
+    assert all(name.endswith(".toml") for name in names)

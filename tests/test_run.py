@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import flowplat
@@ -129,6 +130,34 @@ def test_a_shown_config_runs(platform: Platform, tmp_path: Path) -> None:
     plan = json.loads(done(platform("run", "images", "-c", "-", "--smoke", "--dry-run", "--json", stdin=shown)))
     assert (plan["plugin"], plan["preset"], plan["steps"], plan["samples"]) == ("images", "digits", 30, 128)
     assert list(tmp_path.iterdir()) == []  # nothing was trained
+
+
+def test_a_shown_config_is_the_run_to_the_last_bit(smoke: Any, platform: Platform, tmp_path: Path) -> None:
+    shown = done(platform("show-config", "images", "engine.threads=1", "--smoke", "--origin"))
+    assert re.search("threads: 1 +# command line\n", shown)
+    done(platform("run", "images", "-c", "-", "--out", "again", stdin=shown))
+    assert (tmp_path / "again" / "config.yaml").read_text() == (smoke.folder / "config.yaml").read_text()
+    assert sha256(tmp_path / "again", *REPEATED) == sha256(smoke.folder, *REPEATED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "origin"),
+    [(["-c", "my.yaml"], None, "my.yaml, line 1"), (["-c", "-"], "seed: {tag}\n", "-, line 1"),
+     (["seed={tag}"], None, "the value of seed"), (["data={{name: digits, flip: {tag}}}"], None, "the value of data")],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["run", "show-config"])
+def test_a_tag_in_a_config_executes_nothing(
+    verb: str, arguments: list[str], stdin: str | None, origin: str, platform: Platform, tmp_path: Path
+) -> None:
+    tag = f"!!python/object/apply:os.mkdir [{tmp_path / 'trap'}]"
+    (tmp_path / "my.yaml").write_text(f"seed: {tag}\n")
+    words = [word.format(tag=tag) for word in arguments]
+    told = platform(verb, "images", *words, stdin=None if stdin is None else stdin.format(tag=tag))
+    assert (told.returncode, told.stdout) == (2, "")
+    assert len(told.stderr.replace(f"the config has 1 fault:\n  {origin}", origin).splitlines()) == 1
+    assert origin in told.stderr
+    assert "the tag 'tag:yaml.org,2002:python/object/apply:os.mkdir' is not allowed" in told.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"my.yaml"}
 
 
 def test_samples_are_the_same_however_often_and_however_many(smoke: Any, platform: Platform, tmp_path: Path) -> None:

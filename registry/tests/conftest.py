@@ -92,6 +92,27 @@ def ring(install: Install) -> Path:
     return install("ring", **RING)
 
 
+NORMAL = {
+    "code": Path(__file__).with_name("normal.py").read_text(encoding="utf-8"),
+    "files": {
+        "normal.yaml": """
+            data: ring/ring
+            network: normal
+            objective: likelihood
+            train: {steps: 12, batch_size: 64, warmup: 0, log_every: 4, checkpoint_every: 5}
+            sample: {sampler: drawn, count: 8, steps: 2}
+            eval: {count: 16, steps: [1, 2], metrics: [ring/radius]}
+            """
+    },
+}
+
+
+@pytest.fixture
+def normal(ring: Path, install: Install) -> Path:
+    """The plugin of normal.py, installed beside ring."""
+    return install("normal", **NORMAL)
+
+
 @pytest.fixture(scope="session")
 def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")

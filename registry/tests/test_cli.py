@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import flowplat
 from flowcore import errors
 from flowplat.cli.main import COMMANDS, group, main
 from flowplat.config import plain, resolve
+from flowplat.export import export
 from flowplat.manager import Manager
 from flowplat.plain_yaml import parse
 
@@ -77,10 +79,10 @@ def test_what_was_typed_wrong_is_code_2(
 def test_an_error_is_one_line_and_its_code(
     error: type[errors.FlowError], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def raises() -> None:
+    def raises(components: bool) -> None:
         raise error("the reason and the way out")
 
-    monkeypatch.setattr("flowplat.discovery.installed", raises)
+    monkeypatch.setattr("flowplat.probe.plugins", raises)
     assert platform(capsys, "list") == (error.exit_code, "", "platform: the reason and the way out\n")
     with pytest.raises(error):
         main(["list", "--debug"])
@@ -99,10 +101,10 @@ def test_an_error_is_one_line_and_its_code(
 def test_any_other_error_is_a_line_too(
     error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def raises() -> None:
+    def raises(components: bool) -> None:
         raise error
 
-    monkeypatch.setattr("flowplat.discovery.installed", raises)
+    monkeypatch.setattr("flowplat.probe.plugins", raises)
     found, out, err = platform(capsys, "list")
     assert (found, out) == (code, "")
     assert told in err
@@ -134,7 +136,8 @@ def test_list(ring: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[:2] for line in out.splitlines() if line.startswith("ring")] == [["ring", "1.0"]]
     rows = {row["plugin"]: row for row in json.loads(platform(capsys, "list", "--json")[1])}
     assert rows["ring"] == {
-        "plugin": "ring", "distribution": "flowplat-ring", "version": "1.0", "state": "ok", "summary": "a test"
+        "plugin": "ring", "distribution": "flowplat-ring", "version": "1.0", "state": "ok", "summary": "a test",
+        "cause": "", "components": None,
     }  # fmt: skip
 
 
@@ -271,3 +274,126 @@ def test_samples(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     code, _, err = platform(capsys, "sample", run, "-o", str(tmp_path / "file"))
     assert code in (2, 4)
     assert str(tmp_path / "file") in err
+
+
+def test_a_long_name_is_apart_from_its_version(
+    install: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("wind-and-weather", "")
+    (line,) = [line for line in platform(capsys, "list")[1].splitlines() if line.startswith("wind")]
+    assert line.split() == ["wind-and-weather", "1.0", "a", "test"]
+
+
+# verbs of a plugin
+
+
+def test_x_lists_the_verbs_of_a_plugin(ring: Path, normal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = platform(capsys, "x", "normal")
+    assert (code, err) == (0, "")
+    assert [line.split(maxsplit=1) for line in out.splitlines()] == [
+        ["tools", "a group of verbs"], ["end", "ends as it is told"], ["none", "no command"],
+    ]  # fmt: skip
+    found = json.loads(platform(capsys, "x", "--json", "normal")[1])
+    assert [verb["name"] for verb in found] == ["tools", "end", "none"]
+    code, out, err = platform(capsys, "x", "ring")
+    assert (code, out, err) == (0, "", "plugin 'ring' brings no verb of its own\n")
+    assert json.loads(platform(capsys, "x", "--json", "ring")[1]) == []
+
+
+def test_what_follows_the_name_of_a_verb_is_the_verbs(normal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert platform(capsys, "x", "normal", "tools", "say", "good", "day", "--json") == (0, "True good day\n", "")
+    assert platform(capsys, "x", "normal", "tools", "say", "--", "-m", "x=1") == (0, "False -m x=1\n", "")
+    code, out, _ = platform(capsys, "x", "normal", "tools", "say", "--help")
+    assert code == 0
+    assert out.startswith("Usage: platform x normal tools say ")
+    assert "An option of its own." in out
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "told"),
+    [
+        ("well", 0, ""),
+        ("0", 0, ""),
+        ("7", 7, ""),
+        ("error", 2, "platform: table.csv has no header; add one\n"),
+        ("usage", 2, "Error: there is no such day\n"),
+        ("interrupted", 130, "platform: interrupted\n"),
+        ("bug", 1, "platform: ZeroDivisionError: by zero (--debug shows where)\n"),
+    ],
+)
+def test_a_verb_ends_with_its_own_code(
+    how: str, code: int, told: str, normal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, out, err = platform(capsys, "x", "normal", "end", "--how", how)
+    assert (found, out) == (code, "done\n" if how == "well" else "")
+    assert err.endswith(told)
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["normal", "tolls"], 2, "plugin 'normal' brings no verb 'tolls'; there are tools, end, none"),
+        (["ring", "tools"], 2, "plugin 'ring' brings no verb 'tools'; there are none"),
+        (["normal", "none"], 3, "plugin 'normal': command 'none' is no click.Command but function"),
+        (["normal", "--json"], 2, "options of the verb `x` stand before the plugin: platform x --json normal"),
+        (["normall"], 3, "did you mean 'normal'?"),
+    ],
+)
+def test_a_verb_that_is_none_is_told_in_a_line(
+    words: list[str], code: int, told: str, normal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, out, err = platform(capsys, "x", *words)
+    assert (found, out) == (code, "")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["normal", "--help"], ["--help"], ["normal", "-h"]])
+def test_help_of_x_itself(words: list[str], normal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = platform(capsys, "x", *words)
+    assert code == 0
+    assert out.startswith("Usage: platform x ")
+
+
+# measuring again
+
+
+def test_eval_finds_the_figures_that_the_run_found(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    code, out, err = platform(capsys, "eval", str(trained), "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == json.loads((trained / "eval" / "metrics.json").read_text())
+    table = platform(capsys, "eval", str(trained))[1]
+    assert table.splitlines()[0].split() == ["solver", "steps", "1", "2", "floor", "baselines"]
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == kept
+
+
+def test_eval_measures_what_is_asked_and_keeps_it_where_it_is_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("eval.steps=[3]", "eval.count=32", "eval.metrics=[radius, keeps]", "sample.solver=heun")
+    out = tmp_path / "measured"
+    code, said, _ = platform(capsys, "eval", str(trained), *asked, "-o", str(out), "--json")
+    assert code == 0
+    figures = json.loads(said)
+    assert [(row["steps"], row["nfe"]) for row in figures["by_steps"]] == [(3, 6)]
+    assert figures["count"] == 32
+    assert json.loads((out / "metrics.json").read_text()) == figures
+    assert (out / "kept").read_text() == "32"
+    code, said, err = platform(capsys, "eval", str(trained), "-o", str(out))
+    assert (code, said) == (2, "")
+    assert "is not empty" in err
+
+
+def test_eval_of_a_model_and_of_what_is_none(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sent = export(trained, tmp_path / "model")
+    assert json.loads(platform(capsys, "eval", str(sent), "--json")[1]) == json.loads(
+        (trained / "eval" / "metrics.json").read_text()
+    )
+    for words, told in (([str(tmp_path)], str(tmp_path)), ([str(trained), "eval.cuont=3"], "did you mean eval.count?")):
+        code, out, err = platform(capsys, "eval", *words)
+        assert (code, out) == (2, "")
+        assert told in err

@@ -143,6 +143,20 @@ def parts(install: Install) -> None:
 
         def bare(limit=5):
             return limit
+
+        def objective(parts, weight: float = 0.5):
+            return "objective", parts, weight
+
+        def task(trained, inputs, out, /, *, steps: int = 3):
+            return "task", trained, inputs, out, steps
+
+        def everything(*parts, weight: float = 0.5, **more):
+            return parts, weight, more
+
+        def strange(steps: "Nothing" = 3):
+            return steps
+
+        number = 5
         """
     install("wind", "", {"parts.py": code})
 
@@ -177,3 +191,24 @@ def test_an_option_without_a_type_takes_what_it_is_given(parts: None) -> None:
 def test_a_config_that_is_no_model_names_the_plugin(parts: None) -> None:
     with pytest.raises(PluginError, match="plugin 'wind'"):
         component("n", reference="flowplat_wind.parts:network", config="flowplat_wind.parts:guide").model()
+
+
+def test_a_function_gets_as_much_of_the_context_as_it_has_places_for(parts: None) -> None:
+    def built(name: str, *context: Any, **options: Any) -> Any:
+        one = component(name, reference=f"flowplat_wind.parts:{name}")
+        return one.build(one.model()(**options), *context)
+
+    assert built("objective", "parts", weight=2.0) == ("objective", "parts", 2.0)
+    assert built("objective", "parts") == ("objective", "parts", 0.5)
+    assert built("task", "model", ["a"], "out", steps=4) == ("task", "model", ["a"], "out", 4)
+    assert built("bare", "parts", "more") == 5
+    assert built("everything", "parts", weight=1.0) == ((), 1.0, {})
+    assert list(component("task", reference="flowplat_wind.parts:task").model().model_fields) == ["steps"]
+
+
+@pytest.mark.parametrize(("name", "cause"), [("number", "TypeError"), ("strange", "'Nothing' is not defined")])
+def test_what_has_no_options_to_read_names_plugin_and_component(name: str, cause: str, parts: None) -> None:
+    with pytest.raises(PluginError) as caught:
+        component("n", reference=f"flowplat_wind.parts:{name}").model()
+    assert str(caught.value).startswith(f"plugin 'wind': network 'n': 'flowplat_wind.parts:{name}' has no options")
+    assert cause in str(caught.value)

@@ -10,7 +10,7 @@ import pytest
 from flowcore.errors import InputError, PluginError, UsageError
 from flowplat.config import plain, resolve, to_yaml
 from flowplat.plain_yaml import parse
-from flowplat.settings import CHOICES, EvalSettings
+from flowplat.settings import CHOICES, USED, EvalSettings
 
 Install = Callable[..., Path]
 
@@ -411,3 +411,86 @@ def test_a_preset_that_changes_later_does_not_change_a_resolved_config(ring: Pat
     write(file, "\n".join(older))
     write(ring / "ring.yaml", "data: ring\nnetwork: dense\ntrain: {drop_condition: 0.5}")
     assert plain(resolve("ring", file=file)) == plain(config)
+
+
+# settings that not every objective and sampler uses
+
+UNUSED = {
+    "path": "linear", "coupling": "exact", "times": "uniform", "loss": "l2", "predicts": "noise",
+    "sample.solver": "heun", "sample.guidance": "[{name: classifier_free}]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), UNUSED.items())
+def test_a_setting_that_nothing_uses_is_refused_with_its_origin(
+    key: str, value: str, normal: Path, tmp_path: Path
+) -> None:
+    nothing = "[]" if key == "sample.guidance" else "null"
+    told = (
+        f"is used by neither objective normal/likelihood nor sampler normal/drawn; leave it out, or say {key}={nothing}"
+    )
+    assert set(UNUSED) == set(USED)
+    assert faults("normal", [f"{key}={value}"]) == [f"{key} (command line): {told}"]
+    parent, _, last = key.rpartition(".")
+    text = f"{parent}: {{{last}: {value}}}" if parent else f"{key}: {value}"
+    file = write(tmp_path / "my.yaml", text)
+    assert faults("normal", file=file) == [f"{key} ({file}): {told}"]
+    assert plain(resolve("normal", [f"{key}={nothing}"], file=file)) == plain(resolve("normal"))
+
+
+def test_an_option_of_what_nothing_uses_is_refused_too(normal: Path) -> None:
+    (line,) = faults("normal", ["times.stratified=true"])
+    assert line.startswith("times (command line): is used by neither ")
+    lines = faults("normal", ["path=zzz", "train.stepps=3"])
+    assert [line.split()[0] for line in lines] == ["path", "train.stepps"]  # what else is wrong is told with it
+
+
+def test_what_one_of_the_two_uses_is_there(normal: Path) -> None:
+    config = resolve("normal", ["objective=straight", "path=cosine"])
+    assert config.path is not None
+    assert (config.path.component.name, config.times.component.name) == ("cosine", "uniform")  # type: ignore[union-attr]
+    assert (config.coupling, config.loss, config.predicts, config.sample.solver) == (None, None, None, None)
+    config = resolve("normal", ["sample.sampler=flow"])
+    assert (config.predicts, config.path is None, config.times) == ("velocity", False, None)
+    (line,) = faults("normal", ["objective=straight", "loss=l2"])
+    assert line.startswith("loss (command line): is used by neither objective normal/straight nor sampler normal/drawn")
+
+
+@pytest.mark.parametrize("overrides", [[], ["objective=straight"], ["sample.sampler=flow"], ["objective.weight=2"]])
+def test_a_config_without_a_path_resolves_to_itself(overrides: list[str], normal: Path, tmp_path: Path) -> None:
+    config = resolve("normal", overrides)
+    written = parse(to_yaml(config), "written")
+    assert all((written if "." not in key else written["sample"]).keys() >= {key.split(".")[-1]} for key in USED)
+    assert (written["path"] is None) == (not overrides or "weight" in overrides[0])
+    assert plain(resolve("normal", file=write(tmp_path / "config.yaml", to_yaml(config)))) == plain(config)
+
+
+def test_going_back_to_a_path_asks_for_what_it_needs(normal: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "config.yaml", to_yaml(resolve("normal")))
+    lines = faults("normal", ["objective=matching"], file=file)
+    assert [line.partition(":")[0] for line in lines] == [
+        f"{key} ({file})" for key in ("path", "coupling", "times", "loss", "predicts")
+    ]
+    back = [f"{key}={value}" for key, value in UNUSED.items() if "." not in key]
+    assert resolve("normal", ["objective=matching", *back], file=file).predicts == "noise"
+
+
+@pytest.mark.parametrize("key", ["path", "coupling", "times", "loss", "sample.solver", "predicts"])
+def test_null_where_something_is_used_is_a_fault(key: str) -> None:
+    (line,) = faults("ring", [f"{key}=null"])
+    assert line.startswith(f"{key} (command line): should ")
+
+
+@pytest.mark.parametrize("key", ["objective", "sample.sampler"])
+@pytest.mark.parametrize("value", ["null", "5", "[matching]", "{name: 5}"])
+def test_what_names_no_objective_or_sampler_is_a_fault(key: str, value: str) -> None:
+    (line,) = faults("ring", [f"{key}={value}"])
+    assert line.startswith(f"{key} (command line): should name a")
+
+
+def test_an_objective_of_another_plugin(normal: Path) -> None:
+    config = resolve("ring", ["objective=normal/likelihood", "objective.weight=2", "sample.sampler=normal/drawn"])
+    assert plain(config)["objective"] == {"name": "normal/likelihood", "weight": 2.0}
+    assert config.path is None
+    (line,) = faults("ring", ["objective={name: normal/likelihood, wieght: 2}"])
+    assert line == "objective.wieght (command line): no such key; did you mean objective.weight?"

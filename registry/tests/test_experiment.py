@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import flowplat
 from flowcore.data import Batch, everything
 from flowcore.errors import PluginError, UsageError
 from flowcore.seeds import generator
 from flowplat.config import resolve
 from flowplat.experiment import Experiment
+from flowplat.export import export
 
 
 class Constant(nn.Module):
@@ -156,3 +158,80 @@ def test_nothing_keeps_the_graph(ring: Path) -> None:
 
 def test_a_smoke_run_takes_the_tiny_data(ring: Path) -> None:
     assert len(Experiment(resolve("ring", smoke=True)).data.train()) == 16
+
+
+# objectives and samplers of a plugin
+
+
+def test_an_objective_is_what_is_minimised(normal: Path) -> None:
+    one = Experiment(resolve("normal", ["objective.weight=3"]))
+    network = one.network()
+    with torch.no_grad():
+        network.mean += torch.tensor([1.0, -2.0])
+        network.log_std += torch.tensor([0.5, 0.0])
+    batch = everything(one.data.train())
+    found = one.loss(network, batch, generator(0, "loss"))
+    distribution = torch.distributions.Normal(network.mean, network.log_std.exp())
+    torch.testing.assert_close(found, -3 * distribution.log_prob(batch.x1).sum(1))
+    assert one.validate(network) == pytest.approx(found.mean().item(), rel=1e-6)  # all 64 points are held out too
+
+
+def test_a_sampler_is_how_samples_are_drawn(normal: Path) -> None:
+    one = Experiment(resolve("normal", ["sample.sampler={name: drawn, spread: 0}", "sample.batch_size=4"]))
+    network = one.network()
+    with torch.no_grad():
+        network.mean += torch.tensor([1.0, -2.0])
+    drawn = one.sample(network, 10, 7, seed=0)
+    assert drawn is not None
+    torch.testing.assert_close(drawn.x1, network.mean.expand(10, 2))
+    assert (drawn.x0, drawn.extra["calls"]) == (None, 0)
+    assert one.chunk(network, 0, 4, 7, seed=0).extra["steps"] == 7
+    assert not one.follows_field
+    spread = Experiment(resolve("normal", ["sample.batch_size=4"]))
+    few, many = spread.sample(network, 5, 1, seed=0), spread.sample(network, 11, 1, seed=0)
+    assert few is not None
+    assert many is not None
+    assert torch.equal(few.x1, many.x1[:5])
+    assert len(torch.unique(many.x1, dim=0)) == 11
+
+
+def test_parts_hold_what_is_used_and_no_more(normal: Path) -> None:
+    one = Experiment(resolve("normal", ["objective=straight", "path=cosine", "seed=3"]))
+    parts = one.parts
+    assert (parts.path.name, parts.seed, parts.spec, parts.data) == ("cosine", 3, one.spec, one.data)
+    assert (parts.coupling, parts.loss, parts.predicts, parts.solver) == (None, None, None, None)
+    batch = one.source.batch(torch.arange(5), generator(0, "rows"))
+    assert batch.x0 is None
+    t = parts.times(5, generator(0, "loss"))
+    torch.testing.assert_close(one.loss(one.network(), batch, generator(0, "loss")), parts.path.sigma(t))
+
+
+def test_a_solver_that_remembers_is_new_for_every_chunk(ring: Path) -> None:
+    one = experiment("sample.solver=exponential", "predicts=x1")
+    first, second = one.steered(), one.steered()
+    assert first.solver is not second.solver
+    assert first.path is second.path is one.parts.path
+
+
+def test_a_run_without_a_path_is_a_run(normal: Path, tmp_path: Path) -> None:
+    """Its loss falls to that of the best normal distribution, and it is loaded, sampled, measured and exported."""
+    run = ("train.steps=300", "train.lr=0.05", "train.schedule=cosine", "train.ema=0.9")
+    done = flowplat.run("normal", *run, out=tmp_path / "run")
+    assert done.figures["paths"] == {}
+    assert [row["nfe"] for row in done.figures["by_steps"]] == [0, 0]
+    assert (done.folder / "report.html").is_file()
+    model = flowplat.load(done.folder)
+    x1 = everything(model.data.train()).x1
+    torch.testing.assert_close(model.network.mean.detach(), x1.mean(0), atol=0.02, rtol=0)
+    torch.testing.assert_close(model.network.log_std.exp().detach(), x1.std(0, correction=0), atol=0.02, rtol=0)
+    sent = export(done.folder, tmp_path / "model")
+    assert torch.equal(flowplat.load(sent).sample(5).x1, model.sample(5).x1)
+    again = flowplat.run("normal", config=done.folder / "config.yaml", out=tmp_path / "again")
+    assert torch.equal(flowplat.load(again.folder).sample(5).x1, model.sample(5).x1)
+
+
+def test_a_run_without_a_path_goes_on_where_it_was(normal: Path, tmp_path: Path) -> None:
+    whole = flowplat.run("normal", "train.schedule=constant", out=tmp_path / "whole")
+    flowplat.run("normal", "train.schedule=constant", "train.steps=7", out=tmp_path / "parts")
+    parts = flowplat.run("normal", "train.steps=12", out=tmp_path / "parts", resume="last")
+    assert torch.equal(flowplat.load(whole.folder).network.mean, flowplat.load(parts.folder).network.mean)

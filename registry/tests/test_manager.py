@@ -32,7 +32,28 @@ BAD = {
     "sys.exit": ("import sys\nsys.exit(3)", "SystemExit: 3"),
     "sys.exit without a word": ("import sys\nsys.exit()", "SystemExit"),
     "wrong argument": (HOOK.replace("def register_data(register)", "def register_data(registry)"), "registry"),
-    "unknown hook": (HOOK.replace("def register_data", "def register_dataset"), "register_dataset"),
+    "unknown hook": (HOOK.replace("register_data", "register_dataset"), "did you mean 'register_data'?"),
+    "hook like no other": (HOOK.replace("register_data", "sail"), "'sail'; docs/reference/hooks.md lists them"),
+    "unmarked hook": (
+        HOOK.replace("@hookimpl\ndef register_data", "def register_data"),
+        "register_data would never be called: it lacks @hookimpl",
+    ),
+    "unmarked observer": (
+        HOOK + "def after_step(run, step): pass\n",
+        "after_step would never be called: it lacks @hookimpl",
+    ),
+    "unmarked and misspelt": (
+        HOOK + "def register_guidence(register): pass\n",
+        "register_guidence would never be called: there is no such hook; did you mean 'register_guidance'?",
+    ),
+    "marked for another": (
+        HOOK.replace(
+            "from flowcore.plugin import hookimpl", "import pluggy\nhookimpl = pluggy.HookimplMarker('others')"
+        ),
+        "it lacks @hookimpl",
+    ),
+    "no hook at all": ("x = 1", "'flowplat_wind.plugin' implements no hook"),
+    "nothing": ("", "implements no hook"),
     "hook that raises": (HOOK + "    raise ValueError('late')\n", "ValueError: late"),
     "hook that exits": (HOOK + "    raise SystemExit(0)\n", "SystemExit: 0"),
     "no summary": (HOOK + "    register('unet', 'flowplat_wind.networks:unet')\n", "summary"),
@@ -40,8 +61,27 @@ BAD = {
     "slash in a name": (HOOK + "    register('wind/unet', 'flowplat_wind:unet', summary='x')\n", "'wind/unet'"),
     "capitals in a name": (HOOK + "    register('UNet', 'flowplat_wind:unet', summary='x')\n", "'UNet'"),
     "a name that is no text": (HOOK + "    register(5, 'flowplat_wind:unet', summary='x')\n", "5"),
+    "a reference of three parts": (HOOK + "    register('unet', 'flowplat_wind:unet:x', summary='x')\n", "unet:x"),
+    "a config that is none": (
+        HOOK + "    register('unet', 'flowplat_wind:unet', config='Config', summary='x')\n",
+        "'Config'",
+    ),
     "a reference that is none": (HOOK + "    register('unet', 'flowplat_wind', summary='x')\n", "flowplat_wind"),
 }
+
+
+FLAGS = {
+    "network": ("register_networks", {"default=True": "for a preset", "off={'scale': 0}": "for a guidance",
+                                      "resumes=True": "for a task", "model=False": "for a task",
+                                      "uses=['path']": "a network may use nothing"}),
+    "preset": ("register_presets", {"model=False": "for a task", "uses=['loss']": "a preset may use nothing"}),
+    "guidance": ("register_guidance", {"default=True": "for a preset", "resumes=True": "for a task"}),
+    "task": ("register_tasks", {"default=True": "for a preset", "off={'scale': 0}": "for a guidance"}),
+    "objective": ("register_objectives", {"uses=['solver']": "may use path, coupling, times, loss, predicts",
+                                          "uses='path'": "to use 'p'"}),
+    "sampler": ("register_samplers", {"uses=['coupling']": "may use path, predicts, solver, guidance"}),
+}  # fmt: skip
+"""What belongs to one kind or two, registered with another."""
 
 
 def contents(manager: Manager) -> list[str]:
@@ -122,6 +162,72 @@ def test_a_name_claimed_twice_is_not_loaded(install: Install) -> None:
         Manager().load("wind")
     assert "flowplat-wind 1.0" in str(caught.value)
     assert "windflow 1.0" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hook", "flag", "cause"),
+    [(kind, hook, flag, cause) for kind, (hook, flags) in FLAGS.items() for flag, cause in flags.items()],
+)
+def test_what_belongs_to_another_kind_is_refused(kind: str, hook: str, flag: str, cause: str, install: Install) -> None:
+    code = f"""
+from flowcore.plugin import hookimpl
+
+@hookimpl
+def {hook}(register):
+    register("one", "flowplat_wind.parts:one", summary="one", {flag})
+"""
+    install("wind", code)
+    with pytest.raises(PluginError) as caught:
+        Manager().load("wind")
+    assert f"it registers the {kind} 'one' " in str(caught.value)
+    assert cause in str(caught.value)
+
+
+def test_what_a_kind_may_say_is_kept(install: Install) -> None:
+    code = """
+from flowcore.plugin import hookimpl
+
+@hookimpl
+def register_guidance(register):
+    register("pull", "flowplat_wind:pull", summary="as it comes")
+    register("push", "flowplat_wind:push", summary="stated", off={"scale": 1, "hard": False})
+
+@hookimpl
+def register_objectives(register):
+    register("balance", "flowplat_wind:balance", summary="of everything of its own")
+    register("reg", "flowplat_wind:reg", summary="of a path", uses=("path", "times"))
+
+@hookimpl
+def register_tasks(register):
+    register("plain", "flowplat_wind:plain", summary="with a model")
+    register("gather", "flowplat_wind:gather", summary="without", model=False, resumes=True)
+"""
+    install("wind", code)
+    manager = Manager()
+    manager.load("wind")
+    found = {c.name: c for c in manager.components.of(plugin="wind")}
+    assert (found["pull"].off, found["push"].off) == ({"scale": 0}, {"scale": 1, "hard": False})
+    assert (found["balance"].uses, found["reg"].uses) == ((), ("path", "times"))
+    assert (found["plain"].model_needed, found["plain"].resumes) == (True, False)
+    assert (found["gather"].model_needed, found["gather"].resumes) == (False, True)
+    assert found["reg"].off == {}
+    assert manager.components.find("guidance", "classifier_free").off == {"scale": 1}
+
+
+def test_helpers_of_an_entry_module_are_no_hooks(install: Install) -> None:
+    code = HOOK + "from functools import reduce as register_reduce\n\ndef helper(register):\n    pass\n"
+    install("wind", code)
+    Manager().load("wind")
+
+
+def test_a_plugin_that_is_not_in_order_is_told_with_its_state(install: Install) -> None:
+    site = install("wind", "raise RuntimeError('nobody asked for this module')").parent
+    metadata = site / "flowplat_wind-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text() + "Requires-Dist: flowplat>=99\n")
+    told = r"^plugin 'wind' \(flowplat-wind 1\.0\) is incompatible: it requires flowplat>=99, and this is flowplat "
+    with pytest.raises(PluginError, match=told):
+        Manager().load("wind")
+    assert "flowplat_wind" not in sys.modules
 
 
 def test_every_registering_hook_has_a_kind_and_every_choice_a_hook() -> None:

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from flowcore import __version__
 from flowcore.errors import FlowError
 from flowplat import disabled
+from flowplat.components import one_line
 
 PATIENCE = 60.0
 """Seconds that importing torch may take."""
@@ -53,9 +54,10 @@ def examine(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
         for finding in look():
             found.append(finding)
     except Exception as error:
-        text = " ".join(str(error).split())
-        said = text if isinstance(error, FlowError) else f"{type(error).__name__}: {text}"
-        found.append(Finding(look.__name__.lstrip("_"), "FAIL", said, "report it with this output"))
+        said, way_out = one_line(error), "" if isinstance(error, FlowError) else "report it with this output"
+        if isinstance(error, FileNotFoundError) and not os.stat(".").st_nlink:
+            said, way_out = "the folder you are in has been removed", "change to another"
+        found.append(Finding(look.__name__.lstrip("_"), "FAIL", said, way_out))
     return [replace(one, text=_private(one.text), way_out=_private(one.way_out)) for one in found]
 
 

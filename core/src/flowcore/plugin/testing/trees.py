@@ -29,7 +29,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 def apart(a: State, b: State) -> float:
-    """The largest |a - b|, over the largest |a| where that is above 1; infinite where the shapes differ."""
+    """The largest |a - b|, over the largest |a| where that is above 1; infinite where shapes differ or
+    a value is NaN."""
     if isinstance(a, Mapping) != isinstance(b, Mapping) or (isinstance(a, Mapping) and a.keys() != b.keys()):
         return float("inf")
     worst = 0.0
@@ -38,7 +39,10 @@ def apart(a: State, b: State) -> float:
             return float("inf")
         if one.numel():
             size = max(1.0, one.double().abs().max().item())
-            worst = max(worst, (one.double() - other.double()).abs().max().item() / size)
+            miss = (one.double() - other.double()).abs().max().item() / size
+            if not miss < float("inf"):  # NaN is far from everything
+                return float("inf")
+            worst = max(worst, miss)
     return worst
 
 
