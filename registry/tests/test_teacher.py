@@ -1,6 +1,7 @@
 """teacher: the weights a run begins with, and the pairs it learns, from a run or an exported model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,14 @@ def test_distillation(objective: str, trained: Path, tmp_path: Path) -> None:
     assert config.times is None
     with pytest.raises(UsageError, match="learns the pairs of a teacher"):
         run(tmp_path / "other", f"objective={objective}", model=trained)
+
+
+def test_a_student_stands_alone(trained: Path, tmp_path: Path) -> None:
+    folder = run(tmp_path / "student", *PAIRS, "teacher.start=averaged", model=trained)
+    shutil.rmtree(trained)
+    samples = load(folder).sample(4, seed=0).x1
+    model = export(folder, tmp_path / "model")
+    assert torch.equal(load(model).sample(4, seed=0).x1, samples)
 
 
 def test_the_teacher_of_a_run_that_goes_on_is_the_one_it_was_begun_with(trained: Path, tmp_path: Path) -> None:

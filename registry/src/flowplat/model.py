@@ -126,7 +126,8 @@ def _config(file: Path, overrides: Sequence[str]) -> RunConfig:
     plugin = settings.get("plugin") if isinstance(settings, dict) else None
     if not isinstance(plugin, str):
         raise UsageError(f"{file} is no run's config: it names no plugin")
-    return resolve(plugin, [*_here(settings.get("engine")), *overrides], file=file)
+    taught = ["teacher=null"] if "teacher" in settings else []  # a student stands alone
+    return resolve(plugin, [*_here(settings.get("engine")), *taught, *overrides], file=file)
 
 
 def _here(engine: Any) -> Iterator[str]:
