@@ -62,6 +62,6 @@ def test_errors_are_the_documented_ones(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_package_has_these_names_and_no_other() -> None:
-    assert set(flowplat.__all__) == {"__version__", "load", "run"}
+    assert set(flowplat.__all__) == {"__version__", "load", "plugins", "run"}
     with pytest.raises(AttributeError, match="'train'"):
         _ = flowplat.train  # type: ignore[attr-defined]

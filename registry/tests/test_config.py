@@ -10,7 +10,7 @@ import pytest
 from flowcore.errors import InputError, PluginError, UsageError
 from flowplat.config import plain, resolve, to_yaml
 from flowplat.plain_yaml import parse
-from flowplat.settings import CHOICES, USED, EvalSettings
+from flowplat.settings import CHOICES, LISTS, USED, EvalSettings
 
 Install = Callable[..., Path]
 
@@ -117,8 +117,9 @@ def test_lists_are_replaced_whole() -> None:
 
 @pytest.mark.parametrize(("key", "kind"), CHOICES.items())
 def test_an_unknown_component_is_named_with_what_there_is(key: str, kind: str) -> None:
-    value = "[zzz]" if key in ("sample.guidance", "eval.metrics") else "zzz"
-    (line,) = faults("ring", [f"{key}={value}"])
+    value = "[zzz]" if key in LISTS else "zzz"
+    pairs = ["teacher={model: run, pairs: {count: 1}}"] if key.startswith("teacher.pairs.") else []
+    (line,) = faults("ring", [*pairs, f"{key}={value}"])
     place = f"{key}.0" if value == "[zzz]" else key
     assert line.startswith(f"{place} (command line): no {kind} is called 'zzz'; there are ")
 
@@ -344,7 +345,9 @@ def test_a_file_whose_preset_is_no_name(text: str, tmp_path: Path) -> None:
 # presets
 
 
-@pytest.mark.parametrize(("name", "hint"), [("halfs", "did you mean 'halves'"), ("zzz", "there are halves, ring")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("halfs", "did you mean 'halves'"), ("zzz", "there are halves, straight, ring")]
+)
 def test_an_unknown_preset(name: str, hint: str) -> None:
     with pytest.raises(UsageError, match=hint):
         resolve("ring", preset=name)

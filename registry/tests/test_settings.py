@@ -8,16 +8,16 @@ from pydantic import BaseModel, ValidationError
 
 from flowcore.training.settings import EngineSettings, TrainSettings
 from flowplat.chosen import Chosen
-from flowplat.config import resolve
-from flowplat.settings import CHOICES, DEFAULTS, SMOKE, RunConfig, SampleSettings
+from flowplat.config import model_in, resolve
+from flowplat.settings import CHOICES, DEFAULTS, SMOKE, SMOKE_PAIRS, RunConfig, SampleSettings
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Every leaf key of a config and its annotation."""
     found: dict[str, Any] = {}
     for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            found |= fields(info.annotation, f"{prefix}{name}.")
+        if below := model_in(info.annotation):
+            found |= fields(below, f"{prefix}{name}.")
         else:
             found[prefix + name] = info.annotation
     return found
@@ -36,7 +36,9 @@ def test_every_place_of_a_component_is_in_the_table_and_no_other() -> None:
     assert places == set(CHOICES)
 
 
-@pytest.mark.parametrize("table", [DEFAULTS, SMOKE], ids=["defaults", "smoke"])
+@pytest.mark.parametrize(
+    "table", [DEFAULTS, SMOKE, {"teacher": {"pairs": SMOKE_PAIRS}}], ids=["defaults", "smoke", "smoke, pairs"]
+)
 def test_the_layers_of_the_platform_state_keys_that_exist(table: dict[str, Any]) -> None:
     sections = {name for name, info in RunConfig.model_fields.items() if hasattr(info.annotation, "model_fields")}
     assert keys(table) <= set(fields(RunConfig)) | sections

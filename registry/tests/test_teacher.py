@@ -169,5 +169,5 @@ def test_the_teacher_of_a_run_that_goes_on_is_the_one_it_was_begun_with(trained:
     execute(longer, folder, resume=True)
     other = flowplat.run("ring", "engine.threads=1", "seed=5", out=tmp_path / "other").folder
     changed = resolve("ring", [f"teacher.model={other}"], file=folder / "config.yaml")
-    with pytest.raises(UsageError, match="the teacher is not what the run in .* was begun with"):
+    with pytest.raises(UsageError, match=r"the teacher is not what the run in .* was begun with"):
         execute(changed, folder, resume=True)

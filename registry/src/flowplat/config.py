@@ -315,7 +315,7 @@ def _suggest(model: type[BaseModel], path: list[str], prefix: str) -> str:
     above = ".".join([prefix, *path[:-1]] if prefix else path[:-1])
     elsewhere = [] if prefix else [key for key in _keys(model) if key.rpartition(".")[2] == path[-1]]
     if elsewhere:
-        return f"did you mean {elsewhere[0]}?"
+        return f"did you mean {min(elsewhere, key=lambda key: key.count('.'))}?"
     close = get_close_matches(path[-1], siblings, n=1)
     if close:
         return f"did you mean {f'{above}.{close[0]}'.lstrip('.')}?"
