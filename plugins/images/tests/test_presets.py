@@ -21,7 +21,7 @@ def registered(module, kind):
     """{name: (reference, config reference)} of what a module registers of a kind."""
     found = {}
 
-    def register(name, reference, *, summary, config=None, default=False):
+    def register(name, reference, *, summary, config=None, **more):
         assert summary
         assert name not in found
         found[name] = (reference, config)
