@@ -24,6 +24,9 @@ ELSEWHERE = "install it in an environment of its own, or ask its author for a re
 OFFLINE = "check the network and pip's settings, or name a wheel that is here"
 OWN = "make an environment of your own with `python3 -m venv`, and install flowplat there"
 
+CODE = r"[a-z]+(-[a-z]+)+"
+"""What newer versions of pip call an error by, ahead of saying it."""
+
 UNREACHED = re.compile(
     r"HTTPS?ConnectionPool\(host='([^']+)'"  # an older pip
     r"|^error: (?:connection|ssl|proxy)-.*\n+.* to (\S+)",
@@ -141,12 +144,8 @@ def _complaint(text: str) -> str:
     """The lines of pip's output that say what went wrong, as one."""
     found: list[str] = []
     for line in map(str.strip, text.splitlines()):
-        if re.match(r"(ERROR|error): |[\w.]*(Error|Exception): |\N{MULTIPLICATION SIGN} ", line):
-            line = re.sub(
-                r"^(ERROR: (Could not install packages due to an )?|error: |\N{MULTIPLICATION SIGN} )", "", line
-            )
-            if line not in (*found, "Exception:") and not re.fullmatch(
-                r"[a-z]+(-[a-z]+)+", line
-            ):  # the latter are codes
-                found.append(line.rstrip("."))
+        said = re.match(r"(?:ERROR|error|\N{MULTIPLICATION SIGN}):? (.+)|([\w.]*(?:Error|Exception): .+)", line)
+        reason = (said[1] or said[2]).removeprefix("Could not install packages due to an ").rstrip(".") if said else ""
+        if reason not in (*found, "", "Exception:") and not re.fullmatch(CODE, reason):
+            found.append(reason)
     return " ".join("; ".join(found[:2]).split())[:400] or "it says nothing of why"
