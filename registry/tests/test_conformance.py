@@ -90,7 +90,7 @@ BROKEN: list[tuple[str, str, str, str, str]] = [  # the file, what is replaced, 
     ("data.py", "[1:]]", "[2:]]", "data/rose: written samples read back", "read back is (7, 2)"),
     ("data.py", "Leaf((2,))", "Leaf((3,))", "data/rose: samples are as the spec says", "the spec asks for (8, 3)"),
     ("data.py", "Field(5,", "Field(", f"data/rose: {CAN}", "its option petals has no default"),
-    ("guidance.py", "self.scale * field", "(self.scale + 1) * field", OFF, "at t = 0.1, it changes the velocity"),
+    ("guidance.py", "self.scale * e", "(self.scale + 1) * e", OFF, "at t = 0.1, it changes the velocity"),
     ("guidance.py", "scale: float", "scale: list[int]", f"guidance/towards: {CAN}", "off={'scale': 0} are no options"),
     ("metrics.py", "energy_distance(samples.x1, real)", "torch.rand(()).item()",
      "metric/distance: its figures come again", "measured.seed alone"),
@@ -138,15 +138,16 @@ def test_what_an_import_leaves_behind_is_told(wind: Callable[..., None]) -> None
 
 FORGETFUL = """
         self.steps = getattr(self, "steps", 0) + 1
-        return (1 + 0.01 * self.steps) * self.layers"""
+        velocity = (1 + 0.01 * self.steps) * self.layers"""
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "check", "words"),
     [
         ("smoke.yaml", "lr: 4e-3", "lr: 1e-30", "run/smoke: it is better than untrained", "distance was"),
-        ("networks.py", "\n        return self.layers", FORGETFUL, "run/smoke: it goes on where it stopped", "step-"),
-        ("networks.py", "return self.layers", "import os\n        return 1e-6 * os.getpid() + self.layers",
+        ("networks.py", "\n        velocity: Tensor = self.layers", FORGETFUL,
+         "run/smoke: it goes on where it stopped", "going on from step-00000100 ends with another"),
+        ("networks.py", "velocity: Tensor = self.layers", "import os\n        velocity = os.getpid() + self.layers",
          "run/default: it samples alike where it is loaded", "draws other samples than the run"),
     ],
 )  # fmt: skip
@@ -155,6 +156,13 @@ def test_a_run_that_is_not_as_it_should_be_is_told(
 ) -> None:
     wind((file, old, new))
     assert words in failures("wind", check, fast=False)[check]
+
+
+def test_a_run_that_fails_is_told_by_each_check_that_needs_it(wind: Callable[..., None]) -> None:
+    wind(("metrics.py", "    return {", "    raise RuntimeError('no reference')\n    return {"))
+    failed = failures("wind", "run/smoke", fast=False)
+    assert len(failed) == 3
+    assert set(failed.values()) == {"RuntimeError: no reference"}
 
 
 def test_every_kind_has_checks_and_one_without_is_a_failure(
