@@ -65,8 +65,10 @@ def _rows(model: type[BaseModel], prefix: str, given: Any) -> list[tuple[str, st
                 rows.append((key, "`None`", info.description))
             rows += _rows(inner, f"{key}.", below)
             continue
-        if key in CHOICES and info.is_required():
-            default = f"`{below}`" if below else "`heun`" if key.startswith("teacher.") else "in the preset"
+        if isinstance(below, str):
+            default = f"`{below}`"
+        elif key in CHOICES and info.is_required():
+            default = "`heun`" if key.startswith("teacher.") else "in the preset"
         elif info.is_required():
             default = ""
         else:

@@ -367,13 +367,13 @@ def test_an_observer_that_raises_is_named_once_and_the_run_goes_on(place: Place,
 
 def test_a_short_name_of_two_plugins_is_ambiguous_and_full_names_work(place: Place) -> None:
     both = ("show-config", "good", "eval.metrics=[fair/spread]", "--json")
-    done = place.platform(*both)
+    done = place.platform(*both, "network=unet")
     assert done.returncode == 2
     assert done.stdout == ""
     told = done.stderr.splitlines()
-    assert "  network (preset quick): 'unet' is ambiguous; write good/unet or fair/unet" in told
-    for owner in ("good", "fair"):
-        done = place.platform(*both, "data=good/points", f"network={owner}/unet")
+    assert "  network (command line): 'unet' is ambiguous; write good/unet or fair/unet" in told
+    for owner, word in (("fair", "network=fair/unet"), ("good", "network.width=8")):  # a preset's names are its own's
+        done = place.platform(*both, word)
         assert done.returncode == 0, done.stderr
         config = json.loads(done.stdout)
         assert (config["network"]["name"], config["data"]["name"]) == (f"{owner}/unet", "good/points")

@@ -178,6 +178,15 @@ def test_a_name_is_ambiguous_whichever_key_brings_the_other_plugin(override: str
     assert line == "network (command line): 'dense' is ambiguous; write ring/dense or other/dense"
 
 
+def test_the_short_names_of_a_preset_are_its_own_plugins(install: Install) -> None:
+    install("other", OTHER)
+    config = resolve("ring", ["eval.metrics=[other/same, radius]"])  # whose networks are called as ring's are
+    assert plain(config)["network"] == {"name": "ring/dense", "width": 24}
+    assert resolve("other", preset="ring/ring").network.component.full_name == "ring/dense"
+    (line,) = faults("ring", ["eval.metrics=[other/same]", "network.widht=3"])
+    assert line == "network.widht (command line): no such key; did you mean network.width?"
+
+
 # faults
 
 

@@ -70,6 +70,16 @@ error: metadata-generation-failed
         ("no such option: --report\n", MachineError, "pip is too old"),
         (BUILD, PluginError, "pip refuses wind: ModuleNotFoundError: No module named 'editables'"),
         ("ERROR: w.whl is not a supported wheel on this platform.\n", PluginError, "pip refuses wind: w.whl is not a "),
+        (
+            "error: connection-failed\n\n\N{MULTIPLICATION SIGN} Failed to connect to example.org while fetching x\n",
+            MachineError,
+            "wind: example.org cannot be reached; ",
+        ),
+        (
+            "error: odd-thing\n\n\N{MULTIPLICATION SIGN} An odd thing.\n",
+            PluginError,
+            "pip refuses wind: An odd thing",
+        ),
         ("", PluginError, "pip refuses wind: it says nothing of why"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import platform as machine
+import re
 from collections.abc import Callable
 from importlib.metadata import PathDistribution, version
 from pathlib import Path
@@ -54,8 +55,8 @@ def test_freeze(platform: Callable[..., tuple[int, str, str]], install: Callable
     python, torch, numpy = machine.python_version(), version("torch"), version("numpy")
     assert lines[1] == f"# made with Python {python}, torch {torch}, numpy {numpy}"
     assert lines[2] == f"flowplat=={flowcore.__version__}"
-    ours = [line for line in lines if "images" not in line]  # what else is installed here
-    assert ours[3:] == [
+    ours = [line for line in lines[3:] if re.search("Sea|rain|wind", line)]  # more may be installed here
+    assert ours == [
         "Acme_Sea==1.0",
         "# flowplat-rain 1.0 is a folder, and whatever it holds by then",
         "-e /rain",

@@ -162,7 +162,24 @@ def _preset(manager: Manager, plugin: str, preset: str | None, required: bool) -
         text = component.file().read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"preset {component.full_name} cannot be read: {error}") from error
-    return name, _mapping(parse(text, f"preset {component.full_name}"), component.full_name)
+    settings = _mapping(parse(text, f"preset {component.full_name}"), component.full_name)
+    _own_names(settings, manager, component.plugin)
+    return name, settings
+
+
+def _own_names(settings: Plain, manager: Manager, plugin: str) -> None:
+    """Write the short names of a preset out where they are its own plugin's: its author cannot know which others a run
+    will load beside it."""
+    own = {(component.kind, component.name) for component in manager.components.of(plugin=plugin)}
+
+    def full(kind: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return value | {"name": full(kind, value["name"])} if "name" in value else value
+        return f"{plugin}/{value}" if isinstance(value, str) and (kind, value) in own else value
+
+    for _, kind, holder, last in _choices(settings):
+        value = holder[last]
+        holder[last] = [full(kind, item) for item in value] if isinstance(value, list) else full(kind, value)
 
 
 def override(text: str) -> Plain:

@@ -24,6 +24,15 @@ ELSEWHERE = "install it in an environment of its own, or ask its author for a re
 OFFLINE = "check the network and pip's settings, or name a wheel that is here"
 OWN = "make an environment of your own with `python3 -m venv`, and install flowplat there"
 
+CODE = r"[a-z]+(-[a-z]+)+"
+"""What newer versions of pip call an error by, ahead of saying it."""
+
+UNREACHED = re.compile(
+    r"HTTPS?ConnectionPool\(host='([^']+)'"  # an older pip
+    r"|^error: (?:connection|ssl|proxy)-.*\n+.* to (\S+)",
+    re.M,
+)
+
 
 def kept() -> dict[str, str]:
     """The versions of ``KEPT`` that are installed."""
@@ -71,7 +80,7 @@ def pip(what: str, *arguments: str | Path, changes: bool = False) -> str:
 def refusal(what: str, text: str, frozen: Mapping[str, str]) -> FlowError:
     """What pip's output says of why it refused ``what``, as an error of ours."""
     if hashes := re.search(r"Expected sha256 (\S+)\s+Got\s+(\S+)", text):
-        whose = re.search(r"^ +([\w.-]+).* from \S+.*:$", text, re.MULTILINE)
+        whose = re.search(r"^ +([\w.-]+).* from \S+.*:$", text, re.M)
         return other_file(whose[1] if whose else what, hashes[1], hashes[2])
     if told := _conflict(what, text, frozen):
         return PluginError(told)
@@ -82,15 +91,15 @@ def refusal(what: str, text: str, frozen: Mapping[str, str]) -> FlowError:
         others = f"there are {versions[1]}" if versions else "`platform search` lists what the catalogue knows"
         return PluginError(f"{what}: pip finds no wheel of {lacks[1]} for this Python where it looks; {others}")
     reason = _complaint(text)
-    if re.search(r"^ERROR: Wheel .* is invalid", text, re.MULTILINE):
+    if re.search(r"^ERROR: Wheel .* is invalid", text, re.M):
         return IntegrityError(f"{what} is damaged: {reason}; fetch it again")
     if "externally-managed-environment" in text:
         return MachineError(f"{what}: this Python belongs to the system, which lets nothing be installed; {OWN}")
     if "no such option" in text:
         return MachineError(f"pip is too old ({reason}); `python -m pip install --upgrade pip` renews it")
-    if host := re.search(r"HTTPS?ConnectionPool\(host='([^']+)'", text):
+    if host := UNREACHED.search(text):
         why = "shows a certificate that is not trusted" if "CERTIFICATE_VERIFY" in text else "cannot be reached"
-        return MachineError(f"{what}: {host[1]} {why}; {OFFLINE}")
+        return MachineError(f"{what}: {host[1] or host[2]} {why}; {OFFLINE}")
     if "HTTP error" in text:
         return MachineError(f"{what}: {reason}; {OFFLINE}")
     if "OSError" in text or "PermissionError" in text:
@@ -135,8 +144,8 @@ def _complaint(text: str) -> str:
     """The lines of pip's output that say what went wrong, as one."""
     found: list[str] = []
     for line in map(str.strip, text.splitlines()):
-        if re.match(r"(ERROR|error): |[\w.]*(Error|Exception): ", line):
-            line = re.sub(r"^(ERROR|error): (Could not install packages due to an )?", "", line)
-            if line not in (*found, "subprocess-exited-with-error", "metadata-generation-failed", "Exception:"):
-                found.append(line.rstrip("."))
+        said = re.match(r"(?:ERROR|error|\N{MULTIPLICATION SIGN}):? (.+)|([\w.]*(?:Error|Exception): .+)", line)
+        reason = (said[1] or said[2]).removeprefix("Could not install packages due to an ").rstrip(".") if said else ""
+        if reason not in (*found, "", "Exception:") and not re.fullmatch(CODE, reason):
+            found.append(reason)
     return " ".join("; ".join(found[:2]).split())[:400] or "it says nothing of why"

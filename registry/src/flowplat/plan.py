@@ -1,7 +1,8 @@
 """What installing would do: what pip would install and change, read whole before anything is.
 
 Nothing of a stranger's runs before the user has agreed: the wheels that are named are fetched and read, not imported,
-and all that comes along has to be a wheel too. (A folder of the user's own is built, to learn what it requires.)
+and all that comes along has to be a wheel too. A folder is built, to learn what it requires; and pip would build what a
+distribution of an index requires by its address, which PyPI forbids and other indexes may not.
 """
 
 import json

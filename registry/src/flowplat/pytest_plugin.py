@@ -21,12 +21,12 @@ def pytest_generate_tests(metafunc: Any) -> None:
         return
     import pytest
 
-    from flowcore.errors import FlowError
-    from flowplat.conformance import checks
-
     plugin = metafunc.config.getini("flowplat_plugin")
     if not plugin:
         raise pytest.UsageError("flowplat_check needs the name of a plugin: set flowplat_plugin in the ini options")
+    from flowcore.errors import FlowError
+    from flowplat.conformance import checks
+
     try:
         found = checks(plugin)
     except FlowError as error:

@@ -49,20 +49,28 @@ class Trial:
         self.folder = temporary()
 
     @cached_property
-    def _run(self) -> tuple[Finished, float]:
+    def _run(self) -> tuple[Finished, float] | Exception:
         start = time.process_time()
-        with no_network():
-            finished = execute(self.config, self.folder / "run")
+        try:
+            with no_network():
+                finished = execute(self.config, self.folder / "run")
+        except Exception as error:  # once for all checks, which all need the run
+            return error
         return finished, time.process_time() - start
+
+    def _done(self) -> tuple[Finished, float]:
+        if isinstance(self._run, Exception):
+            raise self._run
+        return self._run
 
     def takes_under_a_minute(self) -> None:
         """The whole run, from data to report, takes less than a minute of the processor, without a network."""
-        took = self._run[1]
+        took = self._done()[1]
         must(took < LIMIT, f"it took {took:.0f} s of the processor; make tiny(), the network or the metrics smaller")
 
     def is_better_than_untrained(self) -> None:
         """The loss on held-out data, or else the first figure, is better than before training."""
-        finished, _ = self._run
+        finished, _ = self._done()
         experiment = Experiment(self.config)
         network, trained = experiment.network(), load(finished.folder).network
         before, after = experiment.validate(network), experiment.validate(trained)
@@ -83,7 +91,7 @@ class Trial:
 
     def goes_on_where_it_stopped(self) -> None:
         """Begun again from the checkpoint in its middle, the run ends with the same weights to the last bit."""
-        straight = self._run[0].folder
+        straight = self._done()[0].folder
         again = self.folder / "again"
         shutil.copytree(straight, again)
         *later, first = checkpoints.found(again / "checkpoints")
@@ -104,7 +112,7 @@ class Trial:
 
     def samples_alike_where_it_is_loaded(self) -> None:
         """Its export, loaded by a fresh process elsewhere, draws the samples that the run draws."""
-        run = self._run[0].folder
+        run = self._done()[0].folder
         model, here, there = self.folder / "model", self.folder / "here", self.folder / "there"
         if not model.exists():
             export(run, model)

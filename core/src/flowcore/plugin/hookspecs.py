@@ -41,12 +41,18 @@ class Register(Protocol):
 
 @hookspec
 def register_data(register: Register) -> None:
-    """Data sets: a class ``Data(config)`` that satisfies ``flowcore.plugin.contracts.Data``."""
+    """Data sets: a class ``Data(config)`` that satisfies ``flowcore.plugin.contracts.Data``.
+
+    One that is nothing without a user's files brings an ``example`` of them for ``platform check``: see
+    ``flowcore.plugin.contracts.Checkable``."""
 
 
 @hookspec
 def register_networks(register: Register) -> None:
-    """Networks: a factory ``(config, spec) -> torch.nn.Module`` with forward ``(x, t, condition)``, t of shape (B,)."""
+    """Networks: a factory ``(config, spec) -> torch.nn.Module`` with forward ``(x, t, condition)``, t of shape (B,).
+
+    A module may state what it is symmetric under in an attribute ``symmetries``, of "permutation", "rotation" and
+    "translation"; ``platform check`` tries them, as ``flowcore.plugin.testing.networks`` says."""
 
 
 @hookspec

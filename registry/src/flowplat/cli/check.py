@@ -36,9 +36,10 @@ def command(plugin: str, fast: bool, as_json: bool) -> None:
             except AssertionError as error:
                 message = str(error)
             took = round(time.perf_counter() - start, 2)
-            rows.append({"id": check.id, "kind": check.kind, "ok": message is None, "message": message, "seconds": took})
+            row = {"id": check.id, "kind": check.kind, "ok": message is None, "message": message, "seconds": took}
+            rows.append(row)
             if not as_json:
-                bar.write(_line(rows[-1]), file=sys.stdout)
+                bar.write(_line(row), file=sys.stdout)
             bar.update()
     failed = sum(not row["ok"] for row in rows)
     if as_json:

@@ -1,5 +1,6 @@
 """``platform install``."""
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ def command(words: tuple[str, ...], file: Path | None, editable: bool, catalog: 
         if made_with not in (None, __version__):
             click.echo(f"the list {file} was made with flowplat {made_with}, and {__version__} is installed", err=True)
     with tempfile.TemporaryDirectory() as folder:
+        _say("asking pip what would come")
         items = plan(wanted, entries, Path(folder)) if wanted else []
         changed = {canonicalize_name(item.name) for item in items}
         present = installer.plugins_of({one.name for one in wanted if one.name} - changed)
@@ -54,11 +56,18 @@ def command(words: tuple[str, ...], file: Path | None, editable: bool, catalog: 
             if not agreed(_question(items), yes):
                 click.echo("nothing was installed", err=True)
                 return
+            _say("installing")
             present |= installer.install(items, Path(folder))
     off = disabled.names()
     for name in sorted(present):
         click.echo(name)
         click.echo(f"`platform {'enable' if name in off else 'run'} {name}` is next", err=True)
+
+
+def _say(what: str) -> None:
+    """What goes on while pip is silent, for whoever waits at a terminal."""
+    if sys.stderr.isatty():
+        click.echo(f"{what} ...", err=True)
 
 
 def _show(items: Sequence[Any]) -> None:
