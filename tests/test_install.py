@@ -229,8 +229,8 @@ def test_what_would_break_another_plugin_is_refused(place: Environment, tmp_path
     wind = wheels.wheel(tmp_path, "wind", PLUGIN, requires=["flowplat", "gusts<2"])
     stale = wheels.wheel(tmp_path, "stale", PLUGIN, requires=["tqdm<4"])
     library(tmp_path, "tqdm", "3.0")
-    for version in ("1.0", "2.0"):
-        library(tmp_path, "gusts", version)
+    for release in ("1.0", "2.0"):
+        library(tmp_path, "gusts", release)
     index = {"PIP_FIND_LINKS": str(tmp_path)}
     assert place.platform("install", rain, "--yes", **index).returncode == 0
     done = place.platform("install", wind, "--yes", **index)
