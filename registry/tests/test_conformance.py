@@ -181,11 +181,28 @@ MORE = """
 import click, torch
 from flowcore.errors import InputError
 from flowcore import samplers, objectives
+from flowcore.data import Batch
 from flowcore.plugin import hookimpl
 from pydantic import BaseModel
 
 class Nothing(BaseModel):
     pass
+
+class Odd(torch.nn.Linear):  # takes x alone
+
+    def forward(self, x):
+        return super().forward(x)
+
+def odd(config, spec):
+    return Odd(2, 2)
+
+def repeat(config, parts):
+    return lambda network, batch, generator: (network(batch.x1) - batch.x1).square().mean(1)
+
+def one_step(config, parts):
+    def sample(network, condition, count, steps, generator):
+        return Batch(network(torch.randn(count, 2, generator=generator)), condition, extra={"calls": 1})
+    return sample
 
 def fill(trained, inputs, out, tail: int = 1):
     raise InputError(f"{inputs[0]} is not there") if trained.network is not None else TypeError
@@ -211,12 +228,14 @@ def register_tasks(register):
 @hookimpl
 def register_samplers(register):
     uses = ("path", "predicts", "solver", "guidance")
+    register("one_step", "flowplat_more.plugin:one_step", config="flowplat_more.plugin:Nothing", summary="x")
     register("drift", "flowplat_more.plugin:drift", config="flowplat_more.plugin:Nothing", summary="x", uses=uses)
 
 @hookimpl
 def register_objectives(register):
     uses = ("path", "coupling", "times", "loss", "predicts")
     register("mine", "flowplat_more.plugin:matching", config="flowplat_more.plugin:Nothing", summary="x", uses=uses)
+    register("repeat", "flowplat_more.plugin:repeat", config="flowplat_more.plugin:Nothing", summary="x")
     register("other", "flowplat_more.plugin:matching", config="flowplat_more.plugin:Nothing", summary="x", uses=uses)
 
 @hookimpl
@@ -228,8 +247,13 @@ def register_paths(register):
     register("straight", "flowcore.paths:linear", summary="the core's")
 
 @hookimpl
+def register_networks(register):
+    register("odd", "flowplat_more.plugin:odd", config="flowplat_more.plugin:Nothing", summary="x")
+
+@hookimpl
 def register_presets(register):
     register("p", "flowplat_more:p.yaml", summary="on the rose")
+    register("q", "flowplat_more:q.yaml", summary="without a path")
 """
 
 
@@ -243,7 +267,15 @@ def test_every_other_kind_is_tried_too(wind: Callable[..., None], install: Insta
         sample: {sampler: drift}
         eval: {metrics: [wind/distance]}
         """
-    install("more", MORE, {"p.yaml": preset})
+    pathless = """
+        data: wind/rose
+        network: odd
+        objective: repeat
+        train: {steps: 4}
+        sample: {sampler: one_step}
+        eval: {metrics: [wind/distance]}
+        """
+    install("more", MORE, {"p.yaml": preset, "q.yaml": pathless})
     failed = failures("more")
     # what it does wrong: it imports click and torch, has a command without a word, an objective that nothing names,
     # and a task that takes what is not there
@@ -259,6 +291,7 @@ def test_every_other_kind_is_tried_too(wind: Callable[..., None], install: Insta
         "sampler/drift: its samples",
         "objective/mine: the network learns",
         "path/straight",
+        "network/odd: the network learns from it",
     ):
         assert any(one.startswith(check) for one in ids), check
 

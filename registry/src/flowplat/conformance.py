@@ -24,6 +24,7 @@ from flowplat.bench import Bench
 from flowplat.components import Component, one_line
 from flowplat.config import plain, resolve, to_yaml
 from flowplat.experiment import Experiment
+from flowplat.settings import RunConfig
 from flowplat.trial import HERE, SMOKE, Trial
 
 WAY_OUT = "register what can be tried, or name it in a preset"
@@ -127,6 +128,14 @@ def _component(bench: Bench, component: Component) -> Iterator[Check]:
                     yield from of_kit((data_checks.written_samples_read_back,), make)
                 if hasattr(make(), "facts"):
                     yield Check(kind, about, "its facts say all", partial(_facts, component, bench))
+            case "network" if config := _of_its_own(bench, component):
+                experiment = Experiment(config)
+                objective, sampler = (
+                    partial(config.objective.build, experiment.parts),
+                    partial(config.sample.sampler.build, experiment.steered()),
+                )
+                yield from of_kit(testing.CHECKS["objective"], objective, experiment.network(), experiment.data)
+                yield from of_kit(testing.CHECKS["sampler"], sampler, experiment.network(), experiment.data)
             case "network":
                 options, data, network = bench.fitting(component, lambda o, data: component.build(o, data.spec()))
                 must(isinstance(network, torch.nn.Module), f"it built {type(network).__name__}, no torch.nn.Module")
@@ -147,7 +156,15 @@ def _component(bench: Bench, component: Component) -> Iterator[Check]:
         raise
     except BaseException as error:  # a plugin's own, of any kind
         line = str(error) if isinstance(error, AssertionError) else one_line(error)
-        yield _failing(kind, about, "it can be built", f"{line} ({WAY_OUT})")
+        yield _failing(kind, about, "it can be built", line)
+
+
+def _of_its_own(bench: Bench, component: Component) -> RunConfig | None:
+    """A preset in which a network serves an objective of the plugin's, where no preset has it match a path: what it
+    takes and returns is between these two then, and the network is tried through the objective and the sampler."""
+    configs = [config for config, _ in bench.naming(component)]
+    matched = [config for config in configs if config.objective.component.full_name == "core/matching"]
+    return configs[0] if configs and not matched else None
 
 
 def _further(network: torch.nn.Module, data: Data) -> Iterator[Callable[..., None]]:
@@ -177,7 +194,7 @@ def _run_part(bench: Bench, component: Component) -> tuple[Any, torch.nn.Module,
         experiment = Experiment(config)
         parts = experiment.parts if component.kind == "objective" else experiment.steered()
         return partial(component.build, options, parts), experiment.network(), experiment.data
-    raise AssertionError("no preset names it, and it works with a network of its own kind")
+    raise AssertionError(f"no preset names it, and it needs a network; {WAY_OUT}")
 
 
 def _preset(bench: Bench, component: Component, about: str) -> Iterator[Check]:
