@@ -116,7 +116,11 @@ def test_one_that_prints_or_leaves_something_running_is_in_order(put: Install) -
         "import threading, time\nsubprocess.Popen(['sleep', '20'])\n"
         "threading.Thread(target=time.sleep, args=(20,)).start()\n"
     )
-    put("wind", noise + lasting + HOOK, WHOLE)
+    deep = HOOK.replace("{__package__}.parts", "{__package__}.deep.parts")
+    package = put("wind", noise + lasting + deep, {"calm.yaml": ""})
+    (package / "deep").mkdir()
+    (package / "deep" / "__init__.py").write_text(noise)  # imported where it is looked for parts
+    (package / "deep" / "parts.py").write_text("")
     start = time.monotonic()
     assert report("wind", components=True, patience=15).state == "ok"
     assert time.monotonic() - start < 12  # neither the process nor the thread is waited for

@@ -113,7 +113,8 @@ def test_a_task_writes_its_file_and_tells_a_summary(tasked: Path, platform: Comm
     code, out, _ = platform("apply", "ring", "join", "a.txt", "-o", "new/deep/d.txt", "mark=+", "times=3", "--json")
     assert (code, json.loads(out)) == (0, {"out": "new/deep/d.txt", "files": 1, "letters": 4})
     assert (tasked / "new" / "deep" / "d.txt").read_text() == "+AAA"
-    assert names(tasked) == ["a.txt", "b=2.txt", "c.txt", "new", "new/deep", "new/deep/d.txt"]
+    assert platform("apply", "ring", "join", "a.txt", "-o", "gone/../e.txt")[0] == 0
+    assert names(tasked) == ["a.txt", "b=2.txt", "c.txt", "e.txt", "new", "new/deep", "new/deep/d.txt"]
 
 
 def test_a_task_writes_a_folder_also_where_an_empty_one_is(tasked: Path, platform: Command) -> None:
