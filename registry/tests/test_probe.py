@@ -1,6 +1,8 @@
 """probe: what every installed plugin is and brings, each asked in a process of its own."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +126,22 @@ def test_one_that_prints_or_leaves_something_running_is_in_order(put: Install) -
     start = time.monotonic()
     assert report("wind", components=True, patience=15).state == "ok"
     assert time.monotonic() - start < 12  # neither the process nor the thread is waited for
+
+
+def test_one_that_hangs_does_not_outlive_who_asked(put: Install, tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    put("bad", f"import time\nwhile True:\n    open({str(alive)!r}, 'w').close()\n    time.sleep(0.05)")
+    code = "import flowplat\nflowplat.plugins(components=True, patience=2)"
+    asking = subprocess.Popen([sys.executable, "-c", code])
+    while not alive.exists():
+        assert asking.poll() is None
+        time.sleep(0.05)
+    asking.kill()
+    asking.wait()
+    time.sleep(0.3)
+    assert time.time() - alive.stat().st_mtime < 0.3  # it goes on
+    time.sleep(3.5)
+    assert time.time() - alive.stat().st_mtime > 0.3
 
 
 def test_no_file_in_the_users_folder_is_taken_for_a_module(

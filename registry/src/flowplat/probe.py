@@ -5,6 +5,7 @@ Each is loaded in a process of its own, so that one which hangs, exits or crashe
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +49,7 @@ def _report(plugin: Installed) -> Report:
 
 def _probed(report: Report, patience: float) -> Report:
     # -P: no file in the user's folder passes for a module. What it starts and leaves running may keep its stderr open.
-    command = [sys.executable, "-P", "-m", "flowplat.probe", report.name]
+    command = [sys.executable, "-P", "-m", "flowplat.probe", report.name, str(patience)]
     nowhere = subprocess.DEVNULL
     try:
         done = subprocess.run(command, stdin=nowhere, stdout=subprocess.PIPE, stderr=nowhere, timeout=patience)
@@ -102,6 +103,8 @@ def _fault(component: Any) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "setitimer"):  # it ends although nobody is left who waits for it
+        signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]) + 1)
     answer = os.dup(1)
     os.dup2(2, 1)  # whatever the plugin prints, and however
     os.write(answer, json.dumps(_load(sys.argv[1])).encode())
