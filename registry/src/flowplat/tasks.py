@@ -66,7 +66,8 @@ def carry_out(
         if not place.exists():
             raise PluginError(f"task {component.full_name} has ended without writing {out}")
         if others := sorted(path.name for path in beside.iterdir() if path != place):
-            raise PluginError(f"task {component.full_name} has written {others[0]} beside {out}, where it would be lost")
+            what = f"has written {others[0]} beside {out}, where it would be lost"
+            raise PluginError(f"task {component.full_name} {what}")
         with files.refusals(f"{out} cannot be written"):
             if target.is_dir():
                 target.rmdir()

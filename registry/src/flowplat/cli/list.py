@@ -24,7 +24,8 @@ def command(components: bool, as_json: bool) -> None:
     if not found:
         click.echo("no plugin is installed; `platform search` lists those there are", err=True)
     for one in found:
-        click.echo(f"{one.name:13} {one.version:9} {one.summary if one.state == 'ok' else f'[{one.state}] {one.cause}'}")
+        summary = one.summary if one.state == "ok" else f"[{one.state}] {one.cause}"
+        click.echo(f"{one.name:13} {one.version:9} {summary}")
         for part in one.components or ():
             summary = f"[broken] {part['cause']}" if "cause" in part else part["summary"]
             click.echo(f"  {part['kind']:11} {part['name']:19} {summary}{' (default)' if part['default'] else ''}")
