@@ -51,7 +51,7 @@ def folder(path, **options):
 
 def levels(images: Images):
     """The grey of each image and the name of its class, in the order read."""
-    x, labels, names, _ = images.loaded
+    x, labels, names, *_ = images.loaded
     values = x[:, 0, 0, 0].tolist()
     return values if labels is None else [(v, names[i]) for v, i in zip(values, labels.tolist(), strict=True)]
 

@@ -1,4 +1,4 @@
-"""The data sets: digits, a folder or zip of pictures, an npz."""
+"""What every image data set shares, and three of them: digits, a folder or zip of pictures, an npz."""
 
 import hashlib
 import io
@@ -8,6 +8,7 @@ import warnings
 import zipfile
 import zlib
 from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from flowcore.errors import InputError, UsageError
 from flowcore.plugin.contracts import Leaf, Spec
 from flowcore.seeds import generator
 from flowplat_images import pictures
-from flowplat_images.files import Files, Listing, listing, numbered
+from flowplat_images.files import Fault, Files, Listing, listing, numbered
 
 log = logging.getLogger("flowplat")
 
@@ -48,6 +49,14 @@ class DigitsConfig(ImagesConfig):
     """scikit-learn's digits."""
 
     holdout: float = Field(0.0, ge=0, lt=1, description="share held out for validation; 0 validates on training images")
+
+
+class PublishedConfig(ImagesConfig):
+    """A data set that was published with test images."""
+
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="share of the training images held out; 0 validates on the data set's test images"
+    )
 
 
 class FolderConfig(ImagesConfig):
@@ -77,12 +86,14 @@ class Facts(BaseModel):
 
 
 class Loaded(NamedTuple):
-    """uint8 images (n, c, h, w), class numbers (n,) or None, the classes' names, and the value of white."""
+    """uint8 images (n, c, h, w), class numbers (n,) or None, the classes' names, the value of white, and which images
+    are the test images that the data set was published with (n,), or None where there are none."""
 
     x: Tensor
     labels: Tensor | None
     names: list[str]
     white: int = 255
+    test: Tensor | None = None
 
 
 class Part:
@@ -169,7 +180,9 @@ class Images:
 
     @cached_property
     def _split(self) -> tuple[Tensor, Tensor]:
-        n = len(self.loaded.x)
+        n, test = len(self.loaded.x), self.loaded.test
+        if test is not None and 0 < int(test.sum()) < n:
+            return (~test).nonzero().flatten(), test.nonzero().flatten()
         held = min(round(n * self.config.holdout), n - 1)
         order = torch.randperm(n, generator=generator(0, "holdout"))
         train, val = order[held:].sort().values, order[:held].sort().values
@@ -197,10 +210,12 @@ class Images:
         return Fixed(self.config, self.read(TINY))
 
     def fingerprint(self) -> str:
-        """sha256 of pixels, shape, labels and class names."""
-        x, labels, names, white = self.loaded
+        """sha256 of pixels, shape, labels, class names, and of which are test images."""
+        x, labels, names, white, test = self.loaded
         digest = hashlib.sha256(x.numpy().tobytes())
         digest.update(repr((tuple(x.shape), white, None if labels is None else labels.tolist(), names)).encode())
+        if test is not None:
+            digest.update(test.numpy().tobytes())
         return digest.hexdigest()
 
     def condition(self, count: int, wanted: str | None) -> Tensor | None:
@@ -223,6 +238,14 @@ class Images:
         """``images/`` with PNG files and labels.csv, and ``samples.npz``; see ``pictures.write``."""
         pictures.write(samples.x1, folder, samples.condition, self.names)
 
+    def read_back(self, folder: Path) -> Batch:
+        """See ``Checkable.read_back``: what ``samples.npz`` holds."""
+        images, labels = _arrays(folder / "samples.npz")
+        x = pictures.scaled(pictures.to_tensor(images))
+        if labels is None:
+            return Batch(x)
+        return Batch(x, torch.tensor([self.names.index(str(label)) for label in labels.tolist()]))
+
     def show(self, samples: Batch) -> bytes:
         """A contact sheet; under their names in columns where up to 16 classes come in turn."""
         if samples.condition is None:
@@ -243,7 +266,7 @@ class Fixed(Images):
 
     def read(self, limit: int | None = None) -> Loaded:
         """What was given."""
-        return _some(self._given, limit)
+        return some(self._given, limit)
 
 
 class Digits(Images):
@@ -255,7 +278,7 @@ class Digits(Images):
 
         digits = load_digits()
         x = torch.from_numpy(digits.images.astype(np.uint8)).unsqueeze(1)
-        return _some(Loaded(x, torch.from_numpy(digits.target).long(), [str(d) for d in range(10)], white=16), limit)
+        return some(Loaded(x, torch.from_numpy(digits.target).long(), [str(d) for d in range(10)], white=16), limit)
 
 
 class Folder(Images):
@@ -289,32 +312,18 @@ class Folder(Images):
     def read(self, limit: int | None = None) -> Loaded:
         """Decode the pictures, in as many threads as there are processors."""
         names, labels, classes = self._listing
-        rows = _rows(len(names), limit)
-        with Files(self.config.path) as files, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and large pictures, without naming the file
-            pool = ThreadPoolExecutor(os.cpu_count())
-            try:
-                images, kept = [], []
-                for row, found in zip(rows, pool.map(lambda row: self._decode(files, names[row]), rows), strict=True):
-                    if isinstance(found, InputError):
-                        self._fault(str(found))
-                    else:
-                        images.append(found)
-                        kept.append(row)
-            finally:
-                pool.shutdown(cancel_futures=True)
-        if not images:
-            raise InputError(f"{self.config.path}: none of its {len(rows)} pictures can be read")
-        x = pictures.to_tensor(np.stack(images))
-        return Loaded(x, None if labels is None else torch.tensor([labels[row] for row in kept]), classes)
+        rows = random_rows(len(names), limit)
+        with Files(self.config.path) as files:
 
-    def _decode(self, files: Files, name: str) -> np.ndarray | InputError:
-        try:
-            return pictures.read(
-                io.BytesIO(files.read(name)), files.where(name), self.config.channels, self.config.size
-            )
-        except InputError as error:
-            return error
+            def decode(row: int) -> np.ndarray:
+                name = names[row]
+                content = io.BytesIO(files.read(name))
+                return pictures.read(content, files.where(name), self.config.channels, self.config.size)
+
+            images, kept = decoded(decode, rows, self._fault)
+        if not kept:
+            raise InputError(f"{self.config.path}: none of its {len(rows)} pictures can be read")
+        return Loaded(images, None if labels is None else torch.tensor([labels[rows[i]] for i in kept]), classes)
 
 
 class Npz(Images):
@@ -344,13 +353,39 @@ class Npz(Images):
             raise InputError(f"{path}: `images` is {images.shape}, which is empty")
         x = pictures.to_tensor(images)
         if labels is None:
-            return _some(Loaded(x, None, []), limit)
+            return some(Loaded(x, None, []), limit)
         if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
             raise InputError(
                 f"{path}: `labels` is {labels.dtype} {labels.shape}; it should be {len(images)} integers or strings"
             )
         numbers, names = numbered([str(label) for label in labels.tolist()])
-        return _some(Loaded(x, torch.tensor(numbers), names), limit)
+        return some(Loaded(x, torch.tensor(numbers), names), limit)
+
+
+def decoded(decode: Callable[[Any], np.ndarray], given: Iterable[Any], fault: Fault) -> tuple[Tensor, list[int]]:
+    """The pictures that ``decode`` makes of what is given, in as many threads as there are processors, as one uint8
+    tensor, and which of the given they are. A fault of one, an ``InputError``, is told to ``fault``."""
+
+    def tried(one: Any) -> np.ndarray | InputError:
+        try:
+            return decode(one)
+        except InputError as error:
+            return error
+
+    images, kept = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and large pictures, without naming the file
+        pool = ThreadPoolExecutor(os.cpu_count())
+        try:
+            for i, found in enumerate(pool.map(tried, given)):
+                if isinstance(found, InputError):
+                    fault(str(found))
+                else:
+                    images.append(found)
+                    kept.append(i)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return pictures.to_tensor(np.stack(images)) if images else torch.empty(0), kept
 
 
 def _example(folder: Path) -> Path:
@@ -375,15 +410,17 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise InputError(f"{path} cannot be read as an .npz: {error}") from error
 
 
-def _rows(n: int, limit: int | None) -> list[int]:
+def random_rows(n: int, limit: int | None) -> list[int]:
     """All of n rows, or ``limit`` of them at random, in order: at random, since files are often sorted by class."""
     if limit is None or limit >= n:
         return list(range(n))
     return sorted(torch.randperm(n, generator=generator(0, "some"))[:limit].tolist())
 
 
-def _some(loaded: Loaded, limit: int | None) -> Loaded:
+def some(loaded: Loaded, limit: int | None) -> Loaded:
+    """All of the images, or ``limit`` of them at random."""
     if limit is None or limit >= len(loaded.x):
         return loaded
-    rows = _rows(len(loaded.x), limit)
-    return loaded._replace(x=loaded.x[rows], labels=None if loaded.labels is None else loaded.labels[rows])
+    rows = random_rows(len(loaded.x), limit)
+    labels, test = (None if part is None else part[rows] for part in (loaded.labels, loaded.test))
+    return loaded._replace(x=loaded.x[rows], labels=labels, test=test)

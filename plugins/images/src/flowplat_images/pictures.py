@@ -37,22 +37,23 @@ def to_uint8(x: Tensor) -> np.ndarray:
     return images[..., 0] if images.shape[-1] == 1 else images
 
 
-def read(file: IO[bytes], name: str, channels: int, size: int) -> np.ndarray:
-    """One PNG or JPEG as uint8 (size, size) or (size, size, 3): upright, on white where it is transparent, cropped to
-    its centre square, resized.
+def read(file: IO[bytes], name: str, channels: int, height: int, width: int | None = None) -> np.ndarray:
+    """One PNG or JPEG as uint8 (height, width) or (height, width, 3), square where no width is given: upright, on white
+    where it is transparent, cropped around its centre to that shape, resized.
 
     Raises ``InputError`` naming ``name`` when it cannot be decoded.
     """
+    size = (height if width is None else width, height)
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:
-            image.draft(None, (2 * size, 2 * size))  # a JPEG much larger than that is decoded at a fraction of its size
+            image.draft(None, (2 * size[0], 2 * size[1]))  # a much larger JPEG is decoded at a fraction of its size
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips instead of scaling
                 upright = Image.fromarray(np.rint(np.asarray(upright) / 257).astype(np.uint8))
             if "A" in upright.getbands() or "transparency" in upright.info:
                 ground = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(ground, upright.convert("RGBA"))
-            return np.asarray(ImageOps.fit(upright.convert(MODES[channels]), (size, size), Image.Resampling.LANCZOS))
+            return np.asarray(ImageOps.fit(upright.convert(MODES[channels]), size, Image.Resampling.LANCZOS))
     except UnidentifiedImageError as error:
         raise InputError(f"{name} is no picture: neither PNG nor JPEG") from error
     except Exception as error:  # damaged files raise OSError, ValueError, SyntaxError, struct.error, TypeError ...

@@ -12,6 +12,11 @@ def register_data(register: Register) -> None:
     )
     register("folder", f"{data}:Folder", config=f"{data}:FolderConfig", summary="PNG and JPEG files, a folder or a zip")
     register("npz", f"{data}:Npz", config=f"{data}:NpzConfig", summary="images and labels in one .npz")
+    idx, cifar, hub = "flowplat_images.idx", "flowplat_images.cifar", "flowplat_images.hub"
+    register("idx", f"{idx}:Idx", config=f"{idx}:IdxConfig", summary="IDX files: MNIST, Fashion-MNIST and their like")
+    register("cifar10", f"{cifar}:Cifar10", config=f"{cifar}:Cifar10Config", summary="the CIFAR-10 archive for Python")
+    register("cifar100", f"{cifar}:Cifar100", config=f"{cifar}:Cifar100Config", summary="CIFAR-100, fine or coarse")
+    register("hf", f"{hub}:Hf", config=f"{hub}:HfConfig", summary="Hugging Face datasets, on the disk or the Hub")
 
 
 @hookimpl
