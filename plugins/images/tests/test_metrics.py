@@ -10,9 +10,10 @@ from flowcore.data import Batch, everything
 from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Measured
 from flowcore.seeds import generator
-from flowplat_images import metrics
+from flowplat_images import metrics, reference
 from flowplat_images.data import Digits, DigitsConfig, Fixed, ImagesConfig, Loaded
-from flowplat_images.metrics import class_accuracy, frechet, gaussian_fit, nearest
+from flowplat_images.metrics import class_accuracy, frechet, nearest
+from flowplat_images.reference import gaussian_fit
 
 
 class Identity(nn.Module):
@@ -49,7 +50,7 @@ def test_the_distance_of_two_gaussians_has_a_closed_form(mean, covariance):
     A, B = torch.tensor(covariance).double(), torch.tensor(other).double()
     root = (torch.trace(A @ B) + 2 * torch.det(A @ B).sqrt()).sqrt()
     expected = torch.tensor(mean).square().sum() + torch.trace(A) + torch.trace(B) - 2 * root
-    distance = metrics.Frechet(Identity(), real)
+    distance = reference.Frechet(Identity(), real)
     assert distance(drawn) == pytest.approx(expected.item(), abs=1e-8)
     assert distance(real) == pytest.approx(0, abs=1e-8)
     assert distance(drawn) == pytest.approx(expected.item(), abs=1e-8)  # the set before it is forgotten
@@ -57,7 +58,7 @@ def test_the_distance_of_two_gaussians_has_a_closed_form(mean, covariance):
 
 def test_values_outside_the_range_of_pixels_are_clipped():
     real = exactly(900, [0.0, 0.0], [[0.01, 0.0], [0.0, 0.02]], 0)
-    distance = metrics.Frechet(Identity(), real)
+    distance = reference.Frechet(Identity(), real)
     assert distance(100 * real) == pytest.approx(distance((100 * real).clamp(-1, 1)))
 
 
@@ -108,7 +109,7 @@ def test_the_features_are_kept_with_the_run_and_named(measured, training):
 
 def test_figures_repeat(measured, training):
     first = frechet(gaussian(training), measured)
-    for cache in (metrics._reference, metrics._baselines, metrics._neighbours):
+    for cache in (reference.reference, reference.simpler, metrics._baselines, metrics._neighbours):
         cache.cache_clear()
     assert frechet(gaussian(training), measured) == first
 

@@ -5,16 +5,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
 
 from flowcore.data import Batch, everything
 from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Figure, Measured
 from flowcore.seeds import generator
-from flowplat_images import features
+from flowplat_images.reference import CHUNK, device, gaussian_fit, held_out, reference, simpler
 
-CHUNK = 1024
 PROBES = 2048  # images whose distance to the others says what is near
 
 
@@ -26,12 +24,11 @@ def frechet(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
     figures with the same feature network. A model's distance is to the full training set, so a very good one, or one
     that memorises, can fall below the floor: read it with ``copies`` (Heusel et al. 2017, arXiv 1706.08500).
     """
-    found = _reference(measured)
-    gaussian, noise = _baselines(measured, len(samples))
+    found = reference(measured)
     figure = Figure(
         found.distance(samples.x1),
         floor=found.floor,
-        baselines={"gaussian": gaussian, "noise": noise},
+        baselines=_baselines(measured, len(samples)),
         note=f"{found.fitted.note}; floor: one half of the training images against the other",
     )
     return {"frechet": figure}
@@ -78,10 +75,10 @@ def class_accuracy(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
     """
     if samples.condition is None:
         raise UsageError("class_accuracy measures conditional samples: set data.conditional=true, or leave it out")
-    found = _reference(measured)
+    found = reference(measured)
     if not found.fitted.labelled:
         raise UsageError("class_accuracy needs two classes or more; leave it out of eval.metrics")
-    held = _held(measured)
+    held = held_out(measured)
     real = found.training if held is None else held
     network = found.fitted.network
 
@@ -98,67 +95,9 @@ def class_accuracy(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
     return {"class_accuracy": figure}
 
 
-class Frechet:
-    """Distances of sets of images to one real set, in the features (n, d) that ``network`` gives n images.
-
-    Values outside [-1, 1] are clipped. The real set is seen once.
-    """
-
-    def __init__(self, network: nn.Module, real: Tensor, device: torch.device | str = "cpu") -> None:
-        self.device = device
-        self.metric = FrechetInceptionDistance(feature=network, reset_real_features=False).to(device)
-        self._update(real, real=True)
-
-    def __call__(self, images: Tensor) -> float:
-        self.metric.reset()
-        self._update(images, real=False)
-        return self.metric.compute().item()
-
-    @torch.no_grad()
-    def _update(self, images: Tensor, real: bool) -> None:
-        for part in images.clamp(-1, 1).split(CHUNK):
-            self.metric.update(part.to(self.device), real=real)
-
-
-class Reference(NamedTuple):
-    """What of the Frechet distance does not depend on the samples."""
-
-    training: Batch
-    fitted: features.Fitted
-    distance: Frechet
-    floor: float | None
-
-
-@lru_cache(maxsize=1)
-def _reference(measured: Measured) -> Reference:
-    training, device = everything(measured.data.train()), _device(measured)
-    if len(training) < 2:
-        raise UsageError("a Frechet distance needs two training images or more; leave it out of eval.metrics")
-    fitted = features.fit(training, _held(measured), measured.seed, measured.folder / "features.safetensors", device)
-    order = torch.randperm(len(training), generator=generator(measured.seed, "halves"))
-    one, other = training.x1[order].chunk(2)
-    floor = Frechet(fitted.network, one, device)(other) if min(len(one), len(other)) > 1 else None
-    return Reference(training, fitted, Frechet(fitted.network, training.x1, device), floor)
-
-
 @lru_cache(maxsize=4)
-def _baselines(measured: Measured, count: int) -> tuple[float, float]:
-    found = _reference(measured)
-    gaussian = gaussian_fit(found.training.x1, count, generator(measured.seed, "gaussian"))
-    noise = torch.randn(gaussian.shape, generator=generator(measured.seed, "noise"))
-    return found.distance(gaussian), found.distance(noise)
-
-
-def gaussian_fit(x: Tensor, count: int, draws: torch.Generator) -> Tensor:
-    """``count`` draws from the Gaussian with the mean and covariance of the pixels of x, shape (count, c, h, w)."""
-    flat = x.flatten(1).double()
-    mean = flat.mean(0)
-    root = (flat - mean) / max(1, len(flat) - 1) ** 0.5  # covariance = root^T root
-    if len(flat) > flat.shape[1]:  # fewer rows with the same product
-        values, vectors = torch.linalg.eigh(root.T @ root)
-        root = (vectors * values.clamp(min=0).sqrt()).T
-    drawn = mean + torch.randn(count, len(root), dtype=torch.float64, generator=draws) @ root
-    return drawn.float().view(count, *x.shape[1:])
+def _baselines(measured: Measured, count: int) -> Mapping[str, float]:
+    return {name: reference(measured).distance(x) for name, x in simpler(measured, count).items()}
 
 
 class Neighbours(NamedTuple):
@@ -183,10 +122,10 @@ class Neighbours(NamedTuple):
 def _neighbours(measured: Measured) -> Neighbours:
     source = measured.data.train()
     training = everything(source).x1
-    found = Neighbours(training, getattr(source, "flip", False), _device(measured), 0.0, training, "")
+    found = Neighbours(training, getattr(source, "flip", False), device(measured), 0.0, training, "")
     probes = torch.randperm(len(training), generator=generator(measured.seed, "probes"))[:PROBES]
     among = found.distances(training[probes], probes)
-    held = _held(measured)
+    held = held_out(measured)
     return found._replace(
         threshold=torch.quantile(among, 0.01).item(),
         real=among if held is None else found.distances(held.x1),
@@ -205,13 +144,3 @@ def _nearest(x: Tensor, training: Tensor, device: torch.device, themselves: Tens
         # once more for the nearest alone: cdist subtracts large products, and is not 0 for equal rows
         rows.append((part - flat[away.argmin(1)]).norm(dim=1).cpu())
     return torch.cat(rows)
-
-
-def _held(measured: Measured) -> Batch | None:
-    """The held-out images, or None where the data set validates on its training images."""
-    return everything(measured.data.val()) if getattr(measured.data, "holds_out", True) else None
-
-
-def _device(measured: Measured) -> torch.device:
-    """The run's device, if it computes in float64."""
-    return torch.device("cpu") if measured.device.type == "mps" else measured.device

@@ -34,6 +34,11 @@ def register_metrics(register: Register) -> None:
     register("frechet", f"{metrics}:frechet", summary="Frechet distance in the features of the data's own classifier")
     register("nearest", f"{metrics}:nearest", summary="distance to the nearest training image, and share of copies")
     register("class_accuracy", f"{metrics}:class_accuracy", summary="share of samples of the class that was asked for")
+    sets = "flowplat_images.sets"
+    register("kernel", f"{sets}:kernel", summary="kernel distance (KD) in the same features, unbiased")
+    register("precision_recall", f"{sets}:precision_recall", summary="how good, and how much of the variety, apart")
+    register("entropy", f"{sets}:entropy", summary="how evenly the samples are spread over the classes")
+    register("w2", f"{sets}:w2", summary="exact optimal transport to the data, in pixels or principal components")
 
 
 @hookimpl
