@@ -42,6 +42,13 @@ def register_metrics(register: Register) -> None:
 
 
 @hookimpl
+def register_tasks(register: Register) -> None:
+    tasks = "flowplat_images.tasks"
+    register("translate", f"{tasks}:translate", summary="pictures as ones of another class, through their noise")
+    register("interpolate", f"{tasks}:interpolate", summary="frames on the way from one picture to another")
+
+
+@hookimpl
 def register_presets(register: Register) -> None:
     presets = "flowplat_images:presets"
     digits, by_class = f"{presets}/digits.yaml", f"{presets}/digits-by-class.yaml"
