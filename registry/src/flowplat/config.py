@@ -209,7 +209,7 @@ def _validate(layers: Layers, manager: Manager, faults: list[str]) -> RunConfig:
     def choose(key: str, kind: str, value: Any) -> Chosen | None:
         named = {"name": value} if isinstance(value, str) else value
         if not isinstance(named, dict) or not isinstance(named.get("name"), str):
-            fault(key, f"should name a {kind}, such as {{name: ...}}")
+            fault(key, f"should name {_a(kind)}, such as {{name: ...}}")
             return None
         try:
             component = manager.components.find(kind, named["name"])
@@ -228,7 +228,7 @@ def _validate(layers: Layers, manager: Manager, faults: list[str]) -> RunConfig:
     for key, kind, holder, last in _choices(settings):
         value = holder[last]
         if value is None and key in USED:  # it is used, or it would not be here
-            fault(key, f"should name a {kind}")
+            fault(key, f"should name {_a(kind)}")
             failed.add(key)
             continue
         if key in LISTS and isinstance(value, list):
@@ -248,6 +248,10 @@ def _validate(layers: Layers, manager: Manager, faults: list[str]) -> RunConfig:
                 fault(key, message)
     refuse("the config", faults)
     return config
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
 def refuse(what: str, faults: Sequence[str]) -> None:

@@ -47,13 +47,9 @@ def carry_out(
     ``out`` is there whole, or as it was: the task writes beside it, unless it is one that goes on in what is there.
     Raises ``UsageError`` listing all faults of the options and ``InputError`` where ``out`` is there already.
     """
-    options = _options(component, given)
-    if trained is None and component.model_needed:
-        raise UsageError(f"task {component.full_name} needs a trained model: name a run or a model with --model")
+    options = ready(component, trained is not None, out, given)
     if out is None or component.resumes:
         return component.build(options, trained, inputs, out)
-    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise InputError(f"{out} is there already; name a new place, or move it away")
     target = Path(os.path.abspath(out))
     beside = target.with_name(f".{target.name}.tmp")
     above = [folder for folder in target.parents if not folder.exists()]
@@ -83,8 +79,14 @@ def carry_out(
     return result
 
 
-def _options(component: Component, given: Mapping[str, Any]) -> BaseModel:
+def ready(component: Component, taught: bool, out: Path | None, given: Mapping[str, Any]) -> BaseModel:
+    """The options that ``given`` makes; raises what can be known before a model is loaded."""
     model = component.model()
+    if not taught and component.model_needed:
+        raise UsageError(f"task {component.full_name} needs a trained model: name a run or a model with --model")
+    used = out is not None and (out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))))
+    if used and not component.resumes:
+        raise InputError(f"{out} is there already; name a new place, or move it away")
     try:
         return model.model_validate(given)
     except ValidationError as error:

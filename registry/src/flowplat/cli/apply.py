@@ -25,7 +25,7 @@ def command(plugin: str, task: str, words: tuple[str, ...], model: str | None, o
     """
     from flowcore.errors import InputError, UsageError
     from flowplat import modelfolder
-    from flowplat.tasks import carry_out, find, settings
+    from flowplat.tasks import carry_out, find, ready, settings
 
     component = find(plugin, task)
     inputs = [Path(word) for word in words if os.path.exists(word) or not re.match(r"[A-Za-z_][\w.]*=", word)]
@@ -35,6 +35,7 @@ def command(plugin: str, task: str, words: tuple[str, ...], model: str | None, o
             raise InputError(f"{path} is not there; an option of the task is written key=value")
     folder = None if model is None else modelfolder.find(model)
     with results_only():
+        ready(component, folder is not None, out, options)
         trained = None
         if folder is not None:
             from flowplat.model import load
