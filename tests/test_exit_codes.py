@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 Platform = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
 
+SCRIPT = Path(sysconfig.get_path("scripts")) / "platform"
 SMALL = ("network.width=16", "network.blocks=1", "train.batch_size=8", "train.warmup=0", "eval.metrics=[]")
 
 
@@ -51,6 +53,12 @@ def test_2_an_output_folder_that_is_not_empty(platform: Platform, tmp_path: Path
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     assert "thesis is not empty" in told(platform("run", "images", "--smoke", "--out", "thesis"), 2)
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(("line", "code"), [("list >&-", 0), ("list 2>&-", 0), ("rnu 2>&-", 2), ("list | true", 0)])
+def test_an_end_that_is_closed_changes_no_exit_code(line: str, code: int) -> None:
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"'{SCRIPT}' {line}"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.partition("Traceback")[1]) == (code, "")
 
 
 def test_3_an_unknown_plugin(platform: Platform) -> None:

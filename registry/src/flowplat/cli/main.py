@@ -89,6 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the documented code (docs/reference/exit-codes.md)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    for name in ("stdout", "stderr"):  # one that was closed, as by `>&-`, is one that nobody reads
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         if asked := os.environ.get("_PLATFORM_COMPLETE"):  # a shell, by the script of `platform completion`
             from flowplat.cli.completions import answer
