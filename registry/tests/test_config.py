@@ -468,23 +468,17 @@ def test_what_one_of_the_two_uses_is_there(normal: Path) -> None:
     assert line.startswith("loss (command line): is used by neither objective normal/straight nor sampler normal/drawn")
 
 
-@pytest.mark.parametrize("overrides", [[], ["objective=straight"], ["sample.sampler=flow"], ["objective.weight=2"]])
-def test_a_config_without_a_path_resolves_to_itself(overrides: list[str], normal: Path, tmp_path: Path) -> None:
-    config = resolve("normal", overrides)
-    written = parse(to_yaml(config), "written")
-    assert all((written if "." not in key else written["sample"]).keys() >= {key.split(".")[-1]} for key in USED)
-    assert (written["path"] is None) == (not overrides or "weight" in overrides[0])
-    assert plain(resolve("normal", file=write(tmp_path / "config.yaml", to_yaml(config)))) == plain(config)
-
-
-def test_going_back_to_a_path_asks_for_what_it_needs(normal: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "config.yaml", to_yaml(resolve("normal")))
-    lines = faults("normal", ["objective=matching"], file=file)
-    assert [line.partition(":")[0] for line in lines] == [
-        f"{key} ({file})" for key in ("path", "coupling", "times", "loss", "predicts")
-    ]
-    back = [f"{key}={value}" for key, value in UNUSED.items() if "." not in key]
-    assert resolve("normal", ["objective=matching", *back], file=file).predicts == "noise"
+def test_what_was_set_for_another_objective_is_passed_over(normal: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "straight.yaml", "objective: straight\ntimes: logit_normal\n")
+    assert resolve("normal", file=file).times is not None
+    config = resolve("normal", ["objective=likelihood"], file=file)
+    assert (config.times, config.path) == (None, None)
+    assert plain(config) == plain(resolve("normal", ["objective=likelihood"]))
+    (line,) = faults("normal", ["objective=likelihood", "times=uniform"], file=file)
+    assert line.startswith("times (command line): is used by neither ")
+    file = write(tmp_path / "both.yaml", "objective: likelihood\ntimes: logit_normal\n")
+    (line,) = faults("normal", file=file)
+    assert line.startswith(f"times ({file}): is used by neither ")
 
 
 @pytest.mark.parametrize("key", ["path", "coupling", "times", "loss", "sample.solver", "predicts"])

@@ -262,14 +262,17 @@ def refuse(what: str, faults: Sequence[str]) -> None:
 
 
 def _leave_out(settings: Plain, manager: Manager, layers: Layers, fault: Callable[[str, str], None]) -> None:
-    """Take from the settings those that neither the objective nor the sampler uses. One that the user has set, and is
-    not used, is a fault: it would change nothing, in silence."""
+    """Take from the settings those that neither the objective nor the sampler uses. One that was set where they were
+    chosen, or above that, is a fault: it would change nothing, in silence. What lies below, as in a preset that was
+    written for another objective, is passed over."""
     users: list[Component] = []
-    for _, kind, holder, last in _choices(settings):
+    chosen_in = 0
+    for key, kind, holder, last in _choices(settings):
         if kind in ("objective", "sampler"):
             name = holder[last].get("name") if isinstance(holder[last], dict) else holder[last]
             if not isinstance(name, str):
                 return
+            chosen_in = max(chosen_in, layers.rank(key))
             try:
                 users.append(manager.components.find(kind, name))
             except UsageError:
@@ -278,7 +281,8 @@ def _leave_out(settings: Plain, manager: Manager, layers: Layers, fault: Callabl
     for key, name in USED.items():
         holder, last = _holder(settings, key)
         if name not in used and last in holder:
-            if layers.origin(key) != DEFAULT and holder[last] not in (None, []):
+            told = layers.origin(key) != DEFAULT and layers.rank(key) >= chosen_in
+            if told and holder[last] not in (None, []):
                 whose = " nor ".join(f"{user.kind} {user.full_name}" for user in users)
                 fault(key, f"is used by neither {whose}; leave it out, or say {key}={'[]' if key in LISTS else 'null'}")
             del holder[last]

@@ -16,10 +16,17 @@ class Layers:
 
     merged: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
 
     def add(self, origin: str, settings: Mapping[str, Any]) -> None:
         """Lay ``settings`` over what is there. A component named anew drops the options of the one it replaces."""
         self.merged = self._over(self.merged, settings, origin, "")
+        if origin not in self.order:
+            self.order.append(origin)
+
+    def rank(self, key: str) -> int:
+        """The number of the layer that set ``key``; a higher one lies over a lower one."""
+        return self.order.index(self.origin(key))
 
     def origin(self, key: str) -> str:
         """The layer that set ``key``, or the nearest key above it."""

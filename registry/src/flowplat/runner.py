@@ -263,6 +263,10 @@ class _Session:
                 state, self.experiment.loss, self.experiment.source, config.train, config.seed,
                 logged, saved, after, validate, engine,
             )  # fmt: skip
+            keep = config.train.keep, config.train.keep_best
+            engine.first(
+                lambda: checkpoints.prune(run.checkpoints, *keep)
+            )  # a kill may have come between save and this
             for _ in range(2):  # of several processes one may have been asked at the last step, and the others not know
                 if ending := asked():
                     raise ending
