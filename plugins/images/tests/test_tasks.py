@@ -5,8 +5,10 @@ The flow of N(m, s^2) takes noise z to m + s z, so a picture x of one class is x
 
 import csv
 import io
+import re
 import zipfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -347,3 +349,12 @@ def test_options_that_cannot_be_are_refused(run, tmp_path):
             model.apply("translate", tmp_path, **options)
     with pytest.raises(UsageError, match="frames"):
         model.apply("interpolate", tmp_path, frames=1)
+
+
+def test_the_code_of_the_readme_runs(run):
+    readme = Path(__file__).parents[1] / "README.md"
+    (block,) = re.findall(r"^```python\n(.*?)^```", readme.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    scope = {"run": run}
+    exec(compile(block, "README.md", "exec"), scope)
+    assert scope["eights"].condition.tolist() == [8] * 4
+    assert scope["way"].x1.shape == (5, 1, 8, 8)

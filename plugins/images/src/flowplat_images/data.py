@@ -162,7 +162,8 @@ class Images:
         shape, names = self.outline() if self._facts is None else (self._facts.shape, self._facts.names)
         if self.config.conditional and not names:
             raise UsageError(
-                "data.conditional=true needs classes: a labels.csv, every picture in a sub-folder, or an array `labels`"
+                "data.conditional=true needs classes: a labels.csv, every picture in a sub-folder, or an array, a file "
+                "or a column of labels"
             )
         return shape, names
 

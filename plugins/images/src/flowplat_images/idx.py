@@ -102,11 +102,8 @@ class Idx(Images):
                 f"{path} holds no train-images-idx3-ubyte, packed as .gz or not; data.path names the folder of the "
                 "four files, or one file of images"
             )
-        return [parts[part] for part in ("train", "test") if part in parts and (part == "train" or not self._own_split)]
-
-    @property
-    def _own_split(self) -> bool:
-        return self.config.holdout > 0
+        used = ("train", "test") if self.config.holdout == 0 else ("train",)
+        return [parts[part] for part in used if part in parts]
 
 
 def _pair(images: Path, labels: Path | None) -> tuple[np.ndarray, np.ndarray | None]:
