@@ -14,8 +14,8 @@ from typing import Any
 
 WAYS: dict[str, tuple[str, ...]] = {
     "1-RF": ("--preset", "digits"),
-    "2-RF": ("--preset", "reflow"),
-    "3-RF": ("--preset", "reflow", "teacher.preset=reflow"),
+    "2-RF": ("--preset", "rectified-flow"),
+    "3-RF": ("--preset", "rectified-flow", "teacher.preset=rectified-flow"),
     "1-RF distilled": ("--preset", "distilled", "teacher.preset=digits"),
     "2-RF distilled": ("--preset", "distilled"),
     "W-CFM, eps 4": ("--preset", "w-cfm", "coupling.eps=4"),
