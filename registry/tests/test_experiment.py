@@ -235,3 +235,21 @@ def test_a_run_without_a_path_goes_on_where_it_was(normal: Path, tmp_path: Path)
     flowplat.run("normal", "train.schedule=constant", "train.steps=7", out=tmp_path / "parts")
     parts = flowplat.run("normal", "train.steps=12", out=tmp_path / "parts", resume="last")
     assert torch.equal(flowplat.load(whole.folder).network.mean, flowplat.load(parts.folder).network.mean)
+
+
+def test_samples_in_16_bits_are_near_those_in_32_and_of_their_kind(ring: Path) -> None:
+    exact, fast = experiment(), experiment("sample.precision=bf16-mixed")
+    network = exact.network()
+    one, other = (each.chunk(network, 0, 16, 3, 0) for each in (exact, fast))
+    assert other.x1.dtype == torch.float32
+    assert 0 < (one.x1 - other.x1).abs().max() < 0.02
+    assert torch.equal(one.x0, other.x0)
+
+
+def test_a_compiled_network_draws_the_samples_of_the_network_itself(ring: Path) -> None:
+    plain, compiled = experiment(), experiment("engine.compile=true", "engine.accelerator=cpu")
+    one, other = (each.chunk(each.network(), 0, 16, 3, 0) for each in (plain, compiled))
+    torch.testing.assert_close(one.x1, other.x1, rtol=1e-4, atol=1e-5)
+    network = compiled.network()
+    compiled.chunk(network, 0, 4, 1, 0)
+    assert set(network.state_dict()) == set(plain.network().state_dict())  # what is saved has the names it had

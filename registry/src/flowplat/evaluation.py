@@ -71,8 +71,8 @@ def _paths(experiment: Experiment, network: nn.Module, drawn: Batch | None) -> d
     if drawn is None:
         return {}
     chunk = drawn.to(experiment.device)
-    network.eval()
-    found = transport(experiment.parts.field(network, chunk.condition), experiment.parts.path.initial(chunk.x0), 100)
+    called = experiment.engine.called(network.eval(), experiment.config.sample.precision)
+    found = transport(experiment.parts.field(called, chunk.condition), experiment.parts.path.initial(chunk.x0), 100)
     d = found.dimension
     return {
         "straightness": Figure(

@@ -190,8 +190,8 @@ class Experiment:
         if conditions is not None:
             rows = torch.arange(first, first + size).clamp(max=count - 1)
             mine = tree_map(lambda c: c[rows].to(self.device), conditions)
-        sampler = settings.sampler.build(self.steered())
-        drawn: Batch = sampler(network, mine, size, steps, generator(seed, "sample", number, device=self.device))
+        sampler, called = settings.sampler.build(self.steered()), self.engine.called(network, settings.precision)
+        drawn: Batch = sampler(called, mine, size, steps, generator(seed, "sample", number, device=self.device))
         return drawn.map(lambda leaf: leaf[: count - first].cpu())
 
     def sample(

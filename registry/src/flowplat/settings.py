@@ -25,6 +25,7 @@ class SampleSettings(Settings):
     sampler: Chosen = Field(description="how a sample is drawn; flow integrates the field")
     solver: Chosen | None = Field(None, description="the solver")
     guidance: list[Chosen] = Field(default_factory=list, description="guidance, innermost first")
+    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of the network while it is sampled")
     condition: str | None = Field(None, description="what to condition on, in the domain's words; null for a mix")
     batch_size: int = Field(
         256, ge=1, description="samples drawn at once; part of the seed, so it is the same on every machine"

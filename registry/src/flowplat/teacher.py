@@ -116,8 +116,8 @@ def make(model: Model, settings: PairSettings, experiment: "Experiment") -> Path
     label = f"pairs, {size / 1e6:.3g} MB"
     with progress(label, settings.count, "pair", shown=engine.rank == 0) as bar:
         generate_pairs(
-            parts.field(model.network), recipe, folder, sample, settings.count, settings.seed, condition, guidance,
-            _advance(bar), engine,
+            parts.field(engine.called(model.network)), recipe, folder, sample, settings.count, settings.seed,
+            condition, guidance, _advance(bar), engine,
         )  # fmt: skip
     return folder
 

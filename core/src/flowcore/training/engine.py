@@ -28,6 +28,7 @@ from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
 from flowcore.errors import FlowError, MachineError, UsageError
+from flowcore.state import tree_map
 from flowcore.training.settings import EngineSettings
 
 T = TypeVar("T")
@@ -108,6 +109,13 @@ class Engine:
         if self.bare:
             return network.to(self.device)
         return self.fabric.setup_module(network)
+
+    def called(self, network: nn.Module, precision: str = "32-true") -> nn.Module:
+        """The network as samples are drawn with it: compiled where the training's is, its insides in 16 bits where
+        ``precision`` says so; what it returns is in 32."""
+        if self.settings.compile and network._compiled_call_impl is None:
+            network.compile(dynamic=False)  # one batch size after another, each as fast as it can be
+        return network if precision == "32-true" else _InSixteen(network, self.device.type)
 
     def apart(self, module: nn.Module) -> AbstractContextManager[None]:
         """While a part of a batch is backpropagated after which more is to come: nothing is sent to the others yet."""
@@ -231,6 +239,17 @@ class _Autocast(MixedPrecision):
 
     def convert_input(self, data: Any) -> Any:
         return data
+
+
+class _InSixteen(nn.Module):
+    def __init__(self, network: nn.Module, device: str) -> None:
+        super().__init__()
+        self.network, self.device = network, device
+
+    def forward(self, *told: Any) -> Any:
+        with torch.autocast(self.device, torch.bfloat16):
+            out = self.network(*told)
+        return tree_map(lambda leaf: leaf.float() if leaf.dtype == torch.bfloat16 else leaf, out)
 
 
 def _precision(name: Any, accelerator: str) -> Precision:

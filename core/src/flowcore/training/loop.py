@@ -48,7 +48,7 @@ def begin(network: nn.Module, settings: TrainSettings, engine: Engine | None = N
     engine.launch()
     mean = Average(network, settings.ema)
     mean.module.to(engine.device)
-    called = torch.compile(network) if engine.settings.compile else network
+    called = torch.compile(network, dynamic=False) if engine.settings.compile else network
     module = engine.wrap(called)  # type: ignore[arg-type]
     if engine.sharded:  # the average is sharded in its place as the weights are; what Fabric returns has other names
         engine.fabric.setup_module(mean.module)

@@ -58,7 +58,7 @@ class EngineSettings(Settings):
         "auto", description="ddp copies the network to every process, fsdp shards it"
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="of training")
-    compile: bool = Field(False, description="train a network compiled by torch.compile")
+    compile: bool = Field(False, description="compile the network by torch.compile, for training, sampling and pairs")
     resident: bool | None = Field(
         None, description="keep the training data on the device; null where it fits in a quarter of the free memory"
     )

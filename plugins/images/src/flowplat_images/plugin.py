@@ -53,7 +53,9 @@ def register_presets(register: Register) -> None:
     presets = "flowplat_images:presets"
     digits, by_class = f"{presets}/digits.yaml", f"{presets}/digits-by-class.yaml"
     register("digits", digits, summary="rectified flow on 8x8 digits, two minutes on a laptop", default=True)
-    register("rectified-flow", f"{presets}/rectified-flow.yaml", summary="the digits' flow made straight: one step does")
+    register(
+        "rectified-flow", f"{presets}/rectified-flow.yaml", summary="the digits' flow made straight: one step does"
+    )
     register("distilled", f"{presets}/distilled.yaml", summary="the digits in one network call")
     register("ot-cfm", f"{presets}/ot-cfm.yaml", summary="digits on pairs of minibatch optimal transport")
     register("w-cfm", f"{presets}/w-cfm.yaml", summary="digits on weighted pairs, near optimal transport for nothing")
