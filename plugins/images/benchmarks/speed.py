@@ -3,9 +3,10 @@
     python plugins/images/benchmarks/speed.py --data DIR [--steps 150] [--batch 512] [--out speed.json]
 
 DIR holds CIFAR-10 as JPEG in an npz (arrays jpeg, offsets, labels). Needs torchcfm (core/benchmarks/peers.txt), and a
-GPU for figures that mean something; --accelerator cpu with --quick is for a look whether it works. Peers get batches
-that lie on the GPU already, ours come through the data set and the loop that `platform run` uses. Times leave out the
-steps in which something is compiled; training is the median of steps, sampling the mean of whole chunks.
+GPU for figures that mean something; --accelerator cpu with --quick is for a look whether it works. The peer gets
+batches that lie on the GPU already, ours come through the data set and the loop that `platform run` uses. Speeds are
+those of the last two thirds of the steps, or of the chunks of samples, between two points at which the device's queue
+is empty.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from flowcore.training.loop import begin, fit
 from flowplat.config import resolve
 from flowplat.experiment import Experiment
 
-OURS = {"ours": "group", "ours, rms": "rms"}
+CHUNKS = 6
 
 
 def peer(quick: bool) -> nn.Module:
@@ -51,8 +52,7 @@ def steps_by_hand(
     adam = torch.optim.Adam if as_its_example else torch.optim.AdamW
     optimizer = adam(network.parameters(), lr=2e-4, **({} if as_its_example else {"fused": True}))
     weights, means = list(network.parameters()), list(average.parameters())
-    clock = Clock(device)
-    losses = []
+    clock, losses = Clock(device, steps), []
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-4 * min(1.0, (step + 1) / 101)
@@ -74,29 +74,33 @@ def steps_by_hand(
                 torch._foreach_lerp_(means, weights, 1e-4)
         losses.append(loss.detach())
         clock.tick()
-    return {"samples_per_s": batch / clock.step(), "first_step_s": clock.first(), "losses": curve(losses)}
+    return {"samples_per_s": batch / clock.step(), "first_step_s": clock.first, "losses": curve(losses)}
 
 
 class Clock:
-    """Seconds a step, the device's queue emptied at each."""
+    """Seconds a step, over the last two thirds of ``steps``; the device's queue is emptied only at both ends."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.ticks = device, [time.perf_counter()]
+    def __init__(self, device: torch.device, steps: int) -> None:
+        self.device, self.steps, self.done = device, steps, 0
+        self.begun = time.perf_counter()
+        self.first = self.third = 0.0
 
     def tick(self) -> None:
         """A step has ended."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.ticks.append(time.perf_counter())
+        self.done += 1
+        if self.done == 1:
+            self.first = self._now() - self.begun
+        if self.done == max(1, self.steps // 3):
+            self.third = self._now()
 
     def step(self) -> float:
-        """The median of the last two thirds."""
-        times = [after - before for before, after in zip(self.ticks, self.ticks[1:], strict=False)]
-        return statistics.median(times[len(times) // 3 :])
+        """After the last step."""
+        return (self._now() - self.third) / (self.steps - max(1, self.steps // 3))
 
-    def first(self) -> float:
-        """The first step, in which all is compiled."""
-        return self.ticks[1] - self.ticks[0]
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def curve(losses: list[Any]) -> list[float]:
@@ -105,12 +109,12 @@ def curve(losses: list[Any]) -> list[float]:
     return [statistics.fmean(float(one) for one in losses[i * quarter : (i + 1) * quarter]) for i in range(4)]
 
 
-def experiment(data: Path, norm: str, options: argparse.Namespace) -> Experiment:
+def experiment(data: Path, options: argparse.Namespace) -> Experiment:
     """A run of the images plugin, as `platform run` resolves it."""
     channels = "[32, 64, 64, 64]" if options.quick else "[128, 256, 256, 256]"
     return Experiment(resolve("images", overrides=[
         "data=npz", f"data.path={data}", "network=unet", f"network.channels={channels}", "network.dropout=0.1",
-        f"network.blocks={1 if options.quick else 2}", f"network.norm={norm}", f"train.batch_size={options.batch}",
+        f"network.blocks={1 if options.quick else 2}", f"train.batch_size={options.batch}",
         f"train.steps={options.steps}", "train.lr=2e-4", "train.warmup=100", "train.schedule=constant",
         "train.ema=0.9999", "train.log_every=1000", f"engine.accelerator={options.accelerator}", "engine.compile=true",
         "engine.precision=bf16-mixed", "sample.precision=bf16-mixed", f"sample.batch_size={2 * options.batch}",
@@ -126,7 +130,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="pictures; all if not given")
     parser.add_argument("--calls", type=int, default=50, help="network calls of a sample")
     parser.add_argument("--accelerator", default="cuda")
-    parser.add_argument("--without", nargs="*", default=[], help="rows to leave out")
+    parser.add_argument("--without", nargs="*", default=[], choices=("example", "peer"), help="rows to leave out")
     parser.add_argument("--quick", action="store_true", help="small networks")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -144,28 +148,26 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as place:
         data = decoded(options.data, Path(place) / "cifar.npz", options.limit)
-        ours = {name: experiment(data, norm, options) for name, norm in OURS.items() if name not in options.without}
-        images = next(iter(ours.values())).data.loaded.x.to(device)
+        run = experiment(data, options)
+        images = run.data.loaded.x.to(device)
         if "example" not in options.without:
             torch.manual_seed(0)
             few = min(options.steps, 45)
             tell("torchcfm, as its example", steps_by_hand(peer(options.quick), images, options.batch // 4, few, True))
-        network = peer(options.quick)
-        tell("torchcfm's network, compiled", steps_by_hand(network, images, options.batch, options.steps, False))
-        for name, run in ours.items():
-            torch.manual_seed(0)
-            tell(name, train(run))
-        if "sampling" not in options.without:
+        if "peer" not in options.without:
+            network = peer(options.quick)
+            row = steps_by_hand(network, images, options.batch, options.steps, False)
+            tell("torchcfm's network, compiled", row)
             tell("torchcfm's network, sampled", sampled_by_hand(network.eval(), 2 * options.batch, options.calls))
-            for name, run in ours.items():
-                tell(f"{name}, sampled", sampled(run, options.calls))
+        tell("ours", train(run))
+        tell("ours, sampled", sampled(run, options.calls))
 
 
 def train(run: Experiment) -> dict[str, Any]:
     """The loop of `platform run`, without what is drawn and measured afterwards."""
     settings = run.config.train
     network = run.network()
-    clock, losses = Clock(run.device), []
+    clock, losses = Clock(run.device, settings.steps), []
 
     def loss(*told: Any) -> torch.Tensor:
         value = run.loss(*told)
@@ -178,7 +180,7 @@ def train(run: Experiment) -> dict[str, Any]:
     fit(begin(network, settings, run.engine), loss, run.source, settings, derive(run.config.seed, "train"),
         lambda row: None, lambda state: None, after, engine=run.engine)  # fmt: skip
     count = sum(p.numel() for p in network.parameters())
-    return {"samples_per_s": settings.batch_size / clock.step(), "first_step_s": clock.first(), "losses": curve(losses),
+    return {"samples_per_s": settings.batch_size / clock.step(), "first_step_s": clock.first, "losses": curve(losses),
             "parameters": count}  # fmt: skip
 
 
@@ -206,11 +208,11 @@ def sampled(run: Experiment, calls: int) -> dict[str, Any]:
 
 
 def _calls(draw: Callable[[], Any], device: torch.device, calls: int) -> dict[str, Any]:
-    clock = Clock(device)
-    for _ in range(5):
+    clock = Clock(device, CHUNKS)
+    for _ in range(CHUNKS):
         draw()
         clock.tick()
-    return {"calls_per_s": calls / clock.step(), "first_step_s": clock.first()}
+    return {"calls_per_s": calls / clock.step(), "first_step_s": clock.first}
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ from flowcore.plugin.contracts import Leaf, Spec
 from flowcore.seeds import generator
 from flowcore.training.loop import begin, fit
 from flowcore.training.settings import TrainSettings
-from flowplat_images.networks import Embedding, MLPConfig, RMSNorm, UNetConfig, mlp, unet
+from flowplat_images.networks import Embedding, MLPConfig, UNetConfig, mlp, unet
 
 
 def spec(shape, classes=None):
@@ -40,7 +40,6 @@ CASES = {
     "mlp, oblong, colour": (lambda spec: mlp(MLPConfig(width=17, blocks=1), spec), (3, 5, 12)),
     "unet": (lambda spec: unet(UNetConfig(channels=[8, 16]), spec), (3, 8, 8)),
     "unet, oblong, three levels": (lambda spec: unet(UNetConfig(channels=[4, 6, 9], blocks=2), spec), (1, 8, 12)),
-    "unet, root mean square": (lambda spec: unet(UNetConfig(channels=[4, 6], norm="rms"), spec), (2, 6, 6)),
     "unet, one level, odd": (lambda spec: unet(UNetConfig(channels=[5], attention=False), spec), (1, 7, 7)),
 }
 every_network = pytest.mark.parametrize(("build", "shape"), CASES.values(), ids=CASES)
@@ -117,15 +116,6 @@ def test_null_and_scale_one_are_the_plain_conditional_field():
     for scale in (0.0, 1.0, 2.5):
         guided = classifier_free(scale).velocity(field, x, t, 0.1)
         assert torch.allclose(guided, null + scale * (plain - null), atol=1e-5)
-
-
-def test_the_root_mean_square_of_every_pixel_is_that_of_the_weights():
-    x = 5 * torch.randn(2, 6, 3, 3, generator=generator(0)) + 2
-    norm = RMSNorm(6)
-    assert torch.allclose(norm(x).square().mean(1), torch.ones(2, 3, 3), atol=1e-4)
-    norm.weight.data *= torch.arange(6.0)[:, None, None]
-    assert torch.allclose(norm(x), norm(10 * x), atol=1e-5)
-    assert norm(x.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(("size", "channels"), [((7, 8), [4, 4]), ((8, 6), [4, 4, 4]), ((28, 28), [4, 4, 4, 4])])

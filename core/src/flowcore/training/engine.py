@@ -57,6 +57,8 @@ class Engine:
             torch.set_num_threads(settings.threads)
         several = wanted * nodes > 1
         self.sharded = several and settings.strategy == "fsdp"
+        if accelerator == "cuda" and settings.compile:  # one batch size after another: the quickest convolutions pay
+            torch.backends.cudnn.benchmark = True
         self.fabric = Fabric(
             accelerator=accelerator,
             devices=wanted if devices == "auto" else devices,

@@ -1,8 +1,7 @@
 """The networks: a residual MLP for tiny images, and a small UNet."""
 
 import math
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +10,6 @@ from torch import Tensor, nn
 
 from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Leaf, Spec
-
-Norm = Callable[[int], nn.Module]
 
 
 class MLPConfig(BaseModel):
@@ -34,9 +31,6 @@ class UNetConfig(BaseModel):
     )
     blocks: int = Field(1, ge=1, description="residual blocks at each resolution")
     attention: bool = Field(True, description="self-attention at the lowest resolution")
-    norm: Literal["group", "rms"] = Field(
-        "group", description="over groups of channels and all pixels, or each pixel's root mean square: faster compiled"
-    )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside residual blocks")
 
 
@@ -105,29 +99,15 @@ def mlp(config: MLPConfig, spec: Spec) -> nn.Module:
     return MLP(shape, config.width, config.blocks, spec.condition)
 
 
-class RMSNorm(nn.Module):
-    """w x / sqrt(mean of x^2 over a pixel's channels): what one pixel needs is in one place, where a group norm reads
-    the whole image twice."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(1, keepdim=True) + 1e-6)
-        return (wide * scale * self.weight).to(x.dtype)
-
-
 class Block(nn.Module):
     """A residual block: norm, silu, conv, scale and shift by the embedding, norm, silu, conv (zero at first)."""
 
-    def __init__(self, inward: int, outward: int, width: int, dropout: float, norm: Norm) -> None:
+    def __init__(self, inward: int, outward: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(inward), nn.Conv2d(inward, outward, 3, padding=1)
+        self.norm1, self.conv1 = _norm(inward), nn.Conv2d(inward, outward, 3, padding=1)
         self.film = nn.Linear(width, 2 * outward)
         self.norm2, self.dropout, self.conv2 = (
-            norm(outward),
+            _norm(outward),
             nn.Dropout(dropout),
             nn.Conv2d(outward, outward, 3, padding=1),
         )
@@ -144,10 +124,10 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Single-head self-attention over pixels, added to its input; the last projection is zero at first."""
 
-    def __init__(self, channels: int, norm: Norm) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm, self.qkv, self.out = (
-            norm(channels),
+            _norm(channels),
             nn.Conv2d(channels, 3 * channels, 1),
             nn.Conv2d(channels, channels, 1),
         )
@@ -165,33 +145,32 @@ class UNet(nn.Module):
     def __init__(self, shape: tuple[int, ...], config: UNetConfig, condition: Any) -> None:
         super().__init__()
         first, width = config.channels[0], 4 * config.channels[0]
-        norm: Norm = RMSNorm if config.norm == "rms" else _norm
         self.embedding = Embedding(width, condition)
         self.enter = nn.Conv2d(shape[0], first, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, channels = [first], first
         for level, size in enumerate(config.channels):
             for _ in range(config.blocks):
-                self.down.append(Block(channels, size, width, config.dropout, norm))
+                self.down.append(Block(channels, size, width, config.dropout))
                 channels = size
                 skips.append(channels)
             if level + 1 < len(config.channels):
                 self.down.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
                 skips.append(channels)
-        self.middle = nn.ModuleList([Block(channels, channels, width, config.dropout, norm)])
+        self.middle = nn.ModuleList([Block(channels, channels, width, config.dropout)])
         if config.attention:
-            self.middle.append(Attention(channels, norm))
-        self.middle.append(Block(channels, channels, width, config.dropout, norm))
+            self.middle.append(Attention(channels))
+        self.middle.append(Block(channels, channels, width, config.dropout))
         for level, size in reversed(list(enumerate(config.channels))):
             for _ in range(config.blocks + 1):
-                self.up.append(Block(channels + skips.pop(), size, width, config.dropout, norm))
+                self.up.append(Block(channels + skips.pop(), size, width, config.dropout))
                 channels = size
             if level > 0:
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1)))
         last = nn.Conv2d(channels, shape[0], 3, padding=1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
-        self.leave = nn.Sequential(norm(channels), nn.SiLU(), last)
+        self.leave = nn.Sequential(_norm(channels), nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         embedding = F.silu(self.embedding(t, condition))
