@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="pictures; all if not given")
     parser.add_argument("--calls", type=int, default=50, help="network calls of a sample")
     parser.add_argument("--accelerator", default="cuda")
-    parser.add_argument("--without", nargs="*", default=[], choices=("example", "peer"), help="rows to leave out")
+    parser.add_argument("--without", nargs="*", default=[], choices=("example", "peer", "training"), help="rows to leave out")
     parser.add_argument("--quick", action="store_true", help="small networks")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -159,7 +159,8 @@ def main() -> None:
             row = steps_by_hand(network, images, options.batch, options.steps, False)
             tell("torchcfm's network, compiled", row)
             tell("torchcfm's network, sampled", sampled_by_hand(network.eval(), 2 * options.batch, options.calls))
-        tell("ours", train(run))
+        if "training" not in options.without:
+            tell("ours", train(run))
         tell("ours, sampled", sampled(run, options.calls))
 
 
