@@ -58,6 +58,7 @@ def test_an_entry_module_is_light(plugin: str, tmp_path: Path) -> None:
         "--help",
         "run --help",
         "sample --help",
+        "eval --help",
         "runs --help",
         "runs prune --help",
         "export --help",

@@ -71,6 +71,11 @@ class Ring:
     def write(self, samples: Batch, folder: Path) -> None:
         (folder / "points.csv").write_text("".join(f"{x:.9g},{y:.9g}\n" for x, y in together(samples.x1).tolist()))
 
+    def read_back(self, folder: Path) -> Batch:
+        lines = (folder / "points.csv").read_text().splitlines()
+        points = torch.tensor([[float(word) for word in line.split(",")] for line in lines])
+        return Batch({"x": points[:, :1], "y": points[:, 1:]} if self.config.split else points)
+
     def show(self, samples: Batch) -> bytes:
         drawing, buffer = Drawing(figsize=(1, 1)), io.BytesIO()
         drawing.subplots().scatter(*together(samples.x1).T.numpy())
@@ -109,6 +114,9 @@ class Scaled(Points):
 
     def write(self, samples: Batch, folder: Path) -> None:
         super().write(Batch(self.scale * together(samples.x1)), folder)
+
+    def read_back(self, folder: Path) -> Batch:
+        return super().read_back(folder).map(lambda points: points / self.scale)
 
 
 def together(state: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """evaluation: figures at each number of steps, and the geometry of the paths."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,125 @@ def test_no_metrics_are_no_fault(ring: Path, tmp_path: Path) -> None:
 def test_two_evaluations_give_the_same_figures(ring: Path, tmp_path: Path) -> None:
     network = Linear(-1.0, 0.5, 0.5)
     assert measure(network, tmp_path / "one") == measure(network, tmp_path / "two")
+
+
+# samples that are files
+
+
+def spread(folder: Path, *points: tuple[float, float]) -> Path:
+    """A folder of samples as ring writes them."""
+    folder.mkdir()
+    (folder / "points.csv").write_text("".join(f"{x},{y}\n" for x, y in points))
+    return folder
+
+
+def said_of(platform: Callable[..., tuple[int, str, str]], *words: str) -> str:
+    """What a mistake is told in: one line, and below it a line for each fault of the config if that is one."""
+    code, out, err = platform("eval", *words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 + err.startswith("platform: the config has 1 fault:")
+    return err
+
+
+def test_files_are_measured_as_samples_are(
+    ring: Path, tmp_path: Path, platform: Callable[..., tuple[int, str, str]]
+) -> None:
+    folder = spread(tmp_path / "points", (3.0, 4.0), (0.0, 2.0), (1.0, 0.0))  # 4, 1 and 0 from the circle
+    code, out, err = platform("eval", "ring", str(folder), "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    (column,) = found.pop("by_steps")
+    assert found == {"count": 3, "seed": 0, "paths": {}}
+    assert (column["steps"], column["nfe"]) == (None, None)
+    assert column["figures"]["radius"]["value"] == pytest.approx(5 / 3)
+    rows = platform("eval", "ring", str(folder))[1].splitlines()
+    assert [row.split() for row in rows] == [
+        ["3", "samples", "value", "floor", "baselines"], ["radius", "1.667", "0", "noise", "0.5"]
+    ]  # fmt: skip
+    assert [path.name for path in folder.iterdir()] == ["points.csv"]
+
+
+def test_files_are_measured_by_the_preset_the_file_and_the_settings_named(
+    ring: Path, tmp_path: Path, platform: Callable[..., tuple[int, str, str]]
+) -> None:
+    folder, out, file = spread(tmp_path / "points", (0.0, 5.0)), tmp_path / "kept", tmp_path / "my.yaml"
+    file.write_text("eval: {metrics: [{name: radius, wanted: 4}, keeps]}\n")
+    words = ("eval", "ring", str(folder), "data.split=true", "-c", str(file), "-o", str(out), "--json")
+    code, said, _ = platform(*words)
+    assert code == 0
+    assert json.loads(said)["by_steps"][0]["figures"]["radius"]["value"] == pytest.approx(1.0)
+    assert json.loads((out / "metrics.json").read_text()) == json.loads(said)
+    assert (out / "kept").read_text() == "1"
+    assert "is not empty" in said_of(platform, *words[1:])
+    straight = json.loads(platform("eval", "ring", str(folder), "--preset", "straight", "--json")[1])
+    assert straight["by_steps"][0]["figures"] == {}  # that preset has no metrics, and its teacher is not asked for
+
+
+def test_a_run_called_as_its_plugin_is_the_model_and_with_a_folder_the_plugin(
+    trained: Path, tmp_path: Path, platform: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spread(tmp_path / "points", (0.0, 5.0))
+    assert "name their folder behind it" in said_of(platform, "ring")
+    trained.rename("ring")
+    assert json.loads(platform("eval", "ring", "--json")[1])["count"] == 16
+    assert json.loads(platform("eval", "ring", "points", "--json")[1])["count"] == 1
+
+
+def test_the_samples_of_a_run_are_measured_again(trained: Path, platform: Callable[..., tuple[int, str, str]]) -> None:
+    config, samples = str(trained / "config.yaml"), str(trained / "samples")
+    code, out, _ = platform("eval", "ring", samples, "-c", config, "engine.devices=4", "--json")
+    assert (code, json.loads(out)["count"]) == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("", "holds no samples"), ("1,2,3\n", "(1, 3) float32; the spec asks for (1, 2)"),
+     ("1,x\n", "cannot be read as samples of data ring/ring: ValueError: could not convert"), ("1,nan\n", "not finite"),
+     (None, "points.csv")],
+)  # fmt: skip
+def test_samples_that_do_not_fit_are_told_in_a_line(
+    content: str | None, told: str, ring: Path, tmp_path: Path, platform: Callable[..., tuple[int, str, str]]
+) -> None:
+    folder = spread(tmp_path / "points")
+    (folder / "points.csv").unlink() if content is None else (folder / "points.csv").write_text(content)
+    said = said_of(platform, "ring", str(folder))
+    assert str(folder) in said
+    assert told in said
+
+
+def test_data_that_reads_nothing_back_names_what_does(
+    ring: Path, tmp_path: Path, platform: Callable[..., tuple[int, str, str]]
+) -> None:
+    code = (ring / "plugin.py").read_text(encoding="utf-8")  # the first of them is Ring's; Scaled has its own
+    (ring / "plugin.py").write_text(code.replace("def read_back", "def read_other", 1), encoding="utf-8")
+    said = said_of(platform, "ring", str(spread(tmp_path / "points")))
+    assert "data ring/ring reads no samples from files" in said
+    assert said.endswith("these do: scaled\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["last", "eval.steps"], "'eval.steps' is no folder of samples; a setting is written key=value"),
+     (["ring", "one", "two"], "one folder is measured at a time, not one and two"),
+     (["ring", "--preset", "ring"], "--preset goes with a folder of samples"),
+     (["ring", "-c", "x.yaml"], "-c goes with a folder of samples"),
+     (["ring", "one", "eval.mertics=[]"], "did you mean eval.metrics?"),
+     (["ring", "one", "-o", "one"], "one is not empty")],
+)  # fmt: skip
+def test_a_line_that_cannot_be_understood_is_told_in_one(
+    words: list[str], told: str, ring: Path, tmp_path: Path, platform: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        spread(tmp_path / name)
+    assert told in said_of(platform, *words)
+
+
+def test_a_folder_behind_what_is_no_plugin(
+    ring: Path, tmp_path: Path, platform: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, out, err = platform("eval", "rign", str(tmp_path))
+    assert (code, out) == (3, "")
+    assert "did you mean 'ring'?" in err

@@ -491,6 +491,38 @@ def test_samples_that_are_written_read_back_as_they_were(tmp_path, channels, nam
         assert torch.equal(again.loaded.labels, labels)
 
 
+def test_samples_from_elsewhere_are_read_as_pictures_are(tmp_path):
+    """Without the .npz the PNG files count, brought to the data's size; classes that the data do not have, where these
+    are to be told, are a fault."""
+    x = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=generator(1))
+    given = Fixed(data.ImagesConfig(conditional=True), Loaded(x, torch.tensor([0, 1, 1, 0]), ["cat", "dog"]))
+    given.write(Batch(pictures.scaled(x), given.loaded.labels), tmp_path)
+    for folder in (tmp_path, tmp_path / "images"):
+        again = given.read_back(folder)
+        assert torch.equal(again.x1, pictures.scaled(x))
+        assert again.condition.tolist() == [0, 1, 1, 0]
+    Image.new("RGB", (20, 30), "white").save(tmp_path / "images" / "00001.png")
+    again = given.read_back(tmp_path / "images")
+    assert again.x1.shape == (4, 1, 8, 8)
+    assert bool((again.x1[1] == 1).all())
+    digits = Digits(DigitsConfig())
+    assert digits.read_back(tmp_path).condition is None
+    with pytest.raises(InputError, match=r"class 'cat'; the data's are 0, 1, 2"):
+        Digits(DigitsConfig(conditional=True)).read_back(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [({"images": np.zeros((2, 8, 8), np.float32)}, "is float32"), ({"x": np.zeros(3)}, "no array `images`"),
+     ({"images": np.zeros((0, 8, 8), np.uint8)}, "empty"), ({"images": np.zeros((2, 9, 8), np.uint8)}, "resized"),
+     ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.zeros(3, int)}, "should be 2 integers")],
+)  # fmt: skip
+def test_samples_that_are_no_images_of_the_data_are_named(tmp_path, arrays, told):
+    np.savez(tmp_path / "samples.npz", **arrays)
+    with pytest.raises(InputError, match=told):
+        Digits(DigitsConfig()).read_back(tmp_path)
+
+
 def test_unconditional_samples_are_written_without_labels(tmp_path):
     digits = Digits(DigitsConfig())
     digits.write(everything(digits.train(), 5), tmp_path)

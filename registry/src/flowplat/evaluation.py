@@ -1,4 +1,5 @@
-"""Measuring a trained field: the plugin's metrics at several numbers of solver steps, and the geometry of its paths."""
+"""Measuring a trained field: the plugin's metrics at several numbers of solver steps, and the geometry of its paths.
+Or samples that are files, whatever made them."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,9 +9,12 @@ from torch import nn
 
 from flowcore.data import Batch
 from flowcore.diagnostics import transport
-from flowcore.errors import PluginError
+from flowcore.errors import FlowError, InputError, PluginError, UsageError
 from flowcore.plugin.contracts import Figure, Measured
+from flowcore.plugin.testing.trees import fault
+from flowplat.components import one_line
 from flowplat.experiment import Experiment
+from flowplat.manager import Manager
 from flowplat.progress import progress
 
 Result = dict[str, Any]
@@ -48,7 +52,47 @@ def evaluate(experiment: Experiment, network: nn.Module, drawn: Drawn, folder: P
     }
 
 
-def _measured(experiment: Experiment, samples: Batch, steps: int, folder: Path, bar: Any) -> Result:
+def read(experiment: Experiment, folder: Path) -> Batch:
+    """The samples in ``folder``, as the run's data set reads what it wrote.
+
+    Raises ``UsageError`` for a data set that reads nothing back, ``InputError`` where there are no samples, or where
+    they are not as the data's spec says.
+    """
+    chosen, data = experiment.config.data.component, experiment.data
+    if not hasattr(data, "read_back"):
+        others = ", ".join(_reading(chosen.plugin))
+        way_out = f"these do: {others}" if others else "`platform eval MODEL` measures what a model draws"
+        raise UsageError(f"data {chosen.full_name} reads no samples from files, it has no read_back(folder); {way_out}")
+    try:
+        samples: Batch = data.read_back(folder)
+        count = len(samples)
+    except FlowError:
+        raise
+    except Exception as error:  # a plugin's own, of any kind, on files that it may not have written
+        raise InputError(f"{folder} cannot be read as samples of data {chosen.full_name}: {one_line(error)}") from error
+    if count == 0:
+        raise InputError(f"{folder} holds no samples")
+    ragged = samples.samples is not None  # rows are not samples there, and no number of them is expected
+    if wrong := "" if ragged else fault(experiment.spec.state, samples.x1, count, "a batch of them"):
+        raise InputError(f"the samples in {folder} do not fit data {chosen.full_name}: {wrong}")
+    return samples
+
+
+def _reading(plugin: str) -> list[str]:
+    """The data sets of a plugin that read samples back."""
+    manager = Manager()
+    manager.load(plugin)
+    return [one.name for one in manager.components.of("data", plugin) if hasattr(one.load(), "read_back")]
+
+
+def evaluate_files(experiment: Experiment, samples: Batch, folder: Path) -> Result:
+    """``evaluate`` for samples that were read: one column, of no number of steps, and no paths."""
+    with progress("evaluate", len(experiment.config.eval.metrics)) as bar:
+        rows = [_measured(experiment, samples, None, folder, bar)]
+    return {"count": len(samples), "seed": experiment.config.seed, "by_steps": rows, "paths": {}}
+
+
+def _measured(experiment: Experiment, samples: Batch, steps: int | None, folder: Path, bar: Any) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
     measured = Measured(experiment.data, folder, experiment.config.seed, experiment.device)
     figures: dict[str, Figure] = {}

@@ -95,7 +95,8 @@ class Portable(Data, Protocol):
 
 
 class Checkable(Data, Protocol):
-    """What no run needs, and ``platform check`` uses where a data set has it, one or both."""
+    """What no run needs, and ``platform check`` uses where a data set has it, one or both; ``platform eval`` measures
+    samples that are files with the second."""
 
     @staticmethod
     def example(folder: Path) -> Mapping[str, Any]:

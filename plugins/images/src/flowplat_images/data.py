@@ -240,12 +240,28 @@ class Images:
         pictures.write(samples.x1, folder, samples.condition, self.names)
 
     def read_back(self, folder: Path) -> Batch:
-        """See ``Checkable.read_back``: what ``samples.npz`` holds."""
-        images, labels = _arrays(folder / "samples.npz")
-        x = pictures.scaled(pictures.to_tensor(images))
-        if labels is None:
+        """See ``Checkable.read_back``: what ``samples.npz`` holds, or of a folder without one the pictures in it,
+        cropped and resized as ``folder`` reads them."""
+        shape, names = self._outline
+        if (folder / "samples.npz").exists():
+            found = _npz(folder / "samples.npz")
+            if tuple(found.x.shape[1:]) != tuple(shape):
+                raise InputError(
+                    f"{folder}/samples.npz has images of {tuple(found.x.shape[1:])}, the data are of {tuple(shape)}; "
+                    "only a folder of PNG or JPEG files is resized"
+                )
+        else:
+            with Files(folder) as files:
+                listed = listing(files, _refuse)
+            images, _ = _opened(folder, listed.pictures, tuple(shape), _refuse)
+            found = Loaded(images, None if listed.labels is None else torch.tensor(listed.labels), listed.classes)
+        x = pictures.scaled(found.x)
+        unknown = [name for name in found.names if name not in names]
+        if unknown and self.config.conditional:
+            raise InputError(f"{folder} has samples of the class {unknown[0]!r}; the data's are {', '.join(names)}")
+        if found.labels is None or unknown:
             return Batch(x)
-        return Batch(x, torch.tensor([self.names.index(str(label)) for label in labels.tolist()]))
+        return Batch(x, torch.tensor([names.index(name) for name in found.names])[found.labels])
 
     def show(self, samples: Batch) -> bytes:
         """A contact sheet; under their names in columns where up to 16 classes come in turn."""
@@ -314,14 +330,7 @@ class Folder(Images):
         """Decode the pictures, in as many threads as there are processors."""
         names, labels, classes = self._listing
         rows = random_rows(len(names), limit)
-        with Files(self.config.path) as files:
-
-            def decode(row: int) -> np.ndarray:
-                name = names[row]
-                content = io.BytesIO(files.read(name))
-                return pictures.read(content, files.where(name), self.config.channels, self.config.size)
-
-            images, kept = decoded(decode, rows, self._fault)
+        images, kept = _opened(self.config.path, [names[row] for row in rows], self.outline()[0], self._fault)
         if not kept:
             raise InputError(f"{self.config.path}: none of its {len(rows)} pictures can be read")
         return Loaded(images, None if labels is None else torch.tensor([labels[rows[i]] for i in kept]), classes)
@@ -339,28 +348,7 @@ class Npz(Images):
 
     def read(self, limit: int | None = None) -> Loaded:
         """Raises ``InputError`` naming the file and the array that is missing or malformed."""
-        path = self.config.path
-        images, labels = _arrays(path)
-        if images.dtype != np.uint8:
-            raise InputError(
-                f"{path}: `images` is {images.dtype}; it should be uint8, 0 for black and 255 for white, such as "
-                "(255 * x).round().astype('uint8') for x from 0 to 1"
-            )
-        if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-            turned = images.ndim == 4 and images.shape[1] in (1, 3)
-            hint = "; channels come last: images.transpose(0, 2, 3, 1)" if turned else ""
-            raise InputError(f"{path}: `images` is {images.shape}; it should be (n, h, w) or (n, h, w, 3){hint}")
-        if images.size == 0:
-            raise InputError(f"{path}: `images` is {images.shape}, which is empty")
-        x = pictures.to_tensor(images)
-        if labels is None:
-            return some(Loaded(x, None, []), limit)
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
-            raise InputError(
-                f"{path}: `labels` is {labels.dtype} {labels.shape}; it should be {len(images)} integers or strings"
-            )
-        numbers, names = numbered([str(label) for label in labels.tolist()])
-        return some(Loaded(x, torch.tensor(numbers), names), limit)
+        return some(_npz(self.config.path), limit)
 
 
 def decoded(decode: Callable[[Any], np.ndarray], given: Iterable[Any], fault: Fault) -> tuple[Tensor, list[int]]:
@@ -389,10 +377,49 @@ def decoded(decode: Callable[[Any], np.ndarray], given: Iterable[Any], fault: Fa
     return pictures.to_tensor(np.stack(images)) if images else torch.empty(0), kept
 
 
+def _opened(path: Path, names: Iterable[str], shape: tuple[int, ...], fault: Fault) -> tuple[Tensor, list[int]]:
+    """Pictures of a folder or zip in the shape (c, h, w); see ``decoded``."""
+    with Files(path) as files:
+
+        def decode(name: str) -> np.ndarray:
+            return pictures.read(io.BytesIO(files.read(name)), files.where(name), *shape)
+
+        return decoded(decode, names, fault)
+
+
+def _refuse(message: str) -> None:
+    raise InputError(f"{message}; mend it or take it out")
+
+
 def _example(folder: Path) -> Path:
     digits = Digits(DigitsConfig(conditional=True))
     digits.write(digits.val().batch(torch.arange(16), generator(0, "example")), folder)
     return folder
+
+
+def _npz(path: Path) -> Loaded:
+    """Images and labels of an .npz. Raises ``InputError`` naming the file and the array that is missing or wrong."""
+    images, labels = _arrays(path)
+    if images.dtype != np.uint8:
+        raise InputError(
+            f"{path}: `images` is {images.dtype}; it should be uint8, 0 for black and 255 for white, such as "
+            "(255 * x).round().astype('uint8') for x from 0 to 1"
+        )
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        turned = images.ndim == 4 and images.shape[1] in (1, 3)
+        hint = "; channels come last: images.transpose(0, 2, 3, 1)" if turned else ""
+        raise InputError(f"{path}: `images` is {images.shape}; it should be (n, h, w) or (n, h, w, 3){hint}")
+    if images.size == 0:
+        raise InputError(f"{path}: `images` is {images.shape}, which is empty")
+    x = pictures.to_tensor(images)
+    if labels is None:
+        return Loaded(x, None, [])
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
+        raise InputError(
+            f"{path}: `labels` is {labels.dtype} {labels.shape}; it should be {len(images)} integers or strings"
+        )
+    numbers, names = numbered([str(label) for label in labels.tolist()])
+    return Loaded(x, torch.tensor(numbers), names)
 
 
 def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

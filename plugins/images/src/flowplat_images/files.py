@@ -82,7 +82,7 @@ def listing(files: Files, fault: Fault) -> Listing:
     """
     pictures = [name for name in files.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not pictures:
-        raise InputError(f"{files.path} holds no .png or .jpg file; data.path names a folder or .zip of pictures")
+        raise InputError(f"{files.path} holds no .png or .jpg file; name a folder or .zip of pictures")
     root = ""
     while f"{root}labels.csv" not in files.names:
         below = {name.removeprefix(root).partition("/")[:2] for name in pictures}

@@ -140,6 +140,7 @@ COMPLETERS: dict[str, Completer] = {
     "pull source": _file,
     "file": _file,
     "apply words": _file,
+    "eval words": _file,
     "install words": _file,
 }
 """``name`` or ``verb name`` of a parameter, and what completes it."""

@@ -16,7 +16,7 @@ from flowcore.errors import FlowError, MachineError
 COMMANDS = {
     "run": "train a preset of a plugin, evaluate it, sample from it, and report",
     "sample": "draw samples from a trained run or an exported model",
-    "eval": "measure a trained run or an exported model again",
+    "eval": "measure a trained run or an exported model again, or samples that are files",
     "apply": "a verb of the plugin's own on your files, such as forecast or harmonize",
     "report": "make the report of a run again, from what is in its folder",
     "runs": "the runs there are: list, show, compare, prune",
