@@ -27,14 +27,14 @@ WAYS: dict[str, tuple[str, ...]] = {
 QUICK = ("train.steps=40", "eval.count=64", "eval.paths=32")
 
 
-def measure(seed: int, ways: list[str], quick: bool) -> dict[str, Any]:
+def measure(seed: int, ways: list[str], more: list[str], quick: bool) -> dict[str, Any]:
     """The ways under one seed."""
     found: dict[str, Any] = {}
     for name, words in ((name, WAYS[name]) for name in ways):
         small = [*QUICK, *(["teacher.pairs.count=64"] if "RF" in name and name != "1-RF" else [])] if quick else []
         if quick and "teacher.pairs.count=64" in small:
             small.append("teacher.config={train: {steps: 40}}")
-        command = [sys.executable, "-m", "flowplat", "run", "images", *words, f"seed={seed}", *small, "--json"]
+        command = [sys.executable, "-m", "flowplat", "run", "images", *words, f"seed={seed}", *small, *more, "--json"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr[-2000:]}")
@@ -63,14 +63,18 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other data, another network")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
-        options.out.write_text(json.dumps(measure(options.seeds[0], options.ways, options.quick), indent=1) + "\n")
+        options.out.write_text(
+            json.dumps(measure(options.seeds[0], options.ways, options.set, options.quick), indent=1) + "\n"
+        )
         return
     parts = {seed: options.out.with_suffix(f".{seed}.json") for seed in options.seeds}
-    more = ["--ways", *options.ways, *(["--quick"] if options.quick else [])]
+    more = ["--ways", *options.ways, *(["--set", *options.set] if options.set else [])]
+    more += ["--quick"] if options.quick else []
     running = [
         subprocess.Popen([sys.executable, __file__, str(part), "--alone", "--seeds", str(seed), *more])
         for seed, part in parts.items()
