@@ -18,6 +18,7 @@ from flowplat.manager import Manager
 from flowplat.progress import progress
 
 Result = dict[str, Any]
+STEPS = 100  # in which paths are followed
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,20 @@ def _measured(experiment: Experiment, samples: Batch, steps: int | None, folder:
 
 
 def _paths(experiment: Experiment, network: nn.Module, drawn: Batch | None) -> dict[str, Figure]:
-    """Transport cost and straightness over 100 Euler steps, each divided by the dimension of a sample; nothing where
+    """Transport cost and straightness over ``STEPS`` Euler steps, each divided by the dimension of a sample; nothing where
     the sampler follows no field."""
     if drawn is None:
         return {}
     chunk = drawn.to(experiment.device)
     called = experiment.engine.called(network.eval(), experiment.config.sample.precision)
-    found = transport(experiment.parts.field(called, chunk.condition), experiment.parts.path.initial(chunk.x0), 100)
+    with progress("paths", 2 * STEPS, "call") as bar:  # they are walked twice
+
+        def counted(*told: Any) -> Any:
+            bar.update()
+            return called(*told)
+
+        x0 = experiment.parts.path.initial(chunk.x0)
+        found = transport(experiment.parts.field(counted, chunk.condition), x0, STEPS)
     d = found.dimension
     return {
         "straightness": Figure(
