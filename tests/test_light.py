@@ -96,9 +96,11 @@ def test_looking_at_runs_is_light(smoke: Any, tmp_path: Path) -> None:
 
 def test_making_a_report_again_needs_neither_torch_nor_the_plugin(smoke: Any, tmp_path: Path) -> None:
     shutil.copytree(smoke.folder, tmp_path / "run")
-    found = tops(loaded(command("report", "run"), tmp_path))
-    assert "matplotlib" in found
-    assert not found & {"torch", "pydantic", "flowplat_images"}
+    for line in ("report run", "runs compare run run --html page.html"):
+        found = tops(loaded(command(*line.split()), tmp_path))
+        assert "matplotlib" in found
+        assert not found & {"torch", "pydantic", "flowplat_images"}
+    assert (tmp_path / "page.html").stat().st_size > 20_000
 
 
 def test_the_doctor_keeps_what_is_heavy_in_other_processes(tmp_path: Path) -> None:

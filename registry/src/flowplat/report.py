@@ -22,9 +22,31 @@ def write_report(run: Run) -> Path:
 
     What is missing or damaged is missing on the page, which says so.
     """
+    folder = RunDir(run.folder)
+    yaml = _read(folder.config).decode("utf-8", "replace")
+    figures = whole(run.figures)
+    page = render(
+        "report.html",
+        run=run,
+        config=_config(yaml, folder.config),
+        yaml=yaml,
+        record=run.record,
+        figures=figures,
+        measured=folder.figures.exists(),
+        rows=table(figures) if figures else [],
+        sheet=sheet(run),
+        loss=_loss_curve(folder.rows()),
+        steps=_by_steps(figures) if figures else None,
+    )
+    with files.refusals(f"{folder.report} cannot be written"):
+        files.write(folder.report, page)
+    return folder.report
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of one of the templates, everything in it escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    folder = RunDir(run.folder)
     pages = Environment(
         loader=PackageLoader("flowplat"),
         autoescape=True,
@@ -33,24 +55,13 @@ def write_report(run: Run) -> Path:
         lstrip_blocks=True,
     )
     pages.filters["number"] = number
-    yaml = _read(folder.config).decode("utf-8", "replace")
-    figures = run.figures if _whole(run.figures) else None
-    sheet = _read(folder.samples / "sheet.png")
-    page = pages.get_template("report.html").render(
-        run=run,
-        config=_config(yaml, folder.config),
-        yaml=yaml,
-        record=run.record,
-        figures=figures,
-        measured=folder.figures.exists(),
-        rows=table(figures) if figures else [],
-        sheet=_inline(sheet, "image/png") if sheet else None,
-        loss=_inline(_loss_curve(folder.rows()), "image/svg+xml"),
-        steps=_inline(_by_steps(figures), "image/svg+xml") if figures else None,
-    )
-    with files.refusals(f"{folder.report} cannot be written"):
-        files.write(folder.report, page)
-    return folder.report
+    return pages.get_template(template).render(**values)
+
+
+def sheet(run: Run) -> str | None:
+    """The picture of a run's samples as a page holds it, if there is one."""
+    content = _read(RunDir(run.folder).samples / "sheet.png")
+    return _inline(content, "image/png") if content else None
 
 
 def _read(path: Path) -> bytes:
@@ -69,21 +80,23 @@ def _config(yaml: str, path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _whole(figures: Mapping[str, Any]) -> bool:
-    """Whether figures are as ``evaluation.evaluate`` makes them."""
+def whole(figures: dict[str, Any]) -> dict[str, Any] | None:
+    """Figures that are as ``evaluation.evaluate`` makes them; None of others."""
     try:
         columns = [*(column["figures"] for column in figures["by_steps"] if {"steps", "nfe"} <= set(column))]
         every = [*figures["paths"].values(), *(figure for column in columns for figure in column.values())]
-        keys = {"better", "unit", "note"}
         numbers = [n for one in every for n in (one["value"], one["floor"], *one["baselines"].values())]
-        return (
+        numbers += [column["nfe"] for column in figures["by_steps"]]
+        complete = (
             len(columns) == len(figures["by_steps"])
-            and all(keys <= set(one) for one in every)
+            and all(isinstance(one[key], str) for one in every for key in ("better", "unit", "note"))
+            and all(isinstance(column["steps"], int) for column in figures["by_steps"])
             and all(n is None or isinstance(n, int | float) for n in numbers)
-            and "count" in figures
+            and isinstance(figures["count"], int)
         )
     except (KeyError, TypeError, AttributeError):
-        return False
+        return None
+    return figures if complete else None
 
 
 def number(value: float | None) -> str:
@@ -105,9 +118,9 @@ def _inline(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _loss_curve(rows: list[dict[str, Any]]) -> bytes:
+def _loss_curve(rows: list[dict[str, Any]]) -> str:
     """The training loss, and the validation loss where there is one."""
-    figure, axes = _axes("step", "loss")
+    figure, axes = drawing("step", "loss")
     for key, name, style in (("loss", "training", "-"), ("val_loss", "validation", "o-")):
         points = [
             (row["step"], row[key]) for row in rows if all(isinstance(row.get(k), int | float) for k in ("step", key))
@@ -116,12 +129,12 @@ def _loss_curve(rows: list[dict[str, Any]]) -> bytes:
             axes.plot(*zip(*points, strict=True), style, linewidth=1.2, markersize=3, label=name)
     if axes.lines:
         axes.legend(frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
-def _by_steps(figures: Mapping[str, Any]) -> bytes:
+def _by_steps(figures: Mapping[str, Any]) -> str:
     """The first metric against NFE, with its floor."""
-    figure, axes = _axes("network evaluations (NFE)", "")
+    figure, axes = drawing("network evaluations (NFE)", "")
     rows = table(figures)
     if rows:
         first = rows[0]
@@ -136,10 +149,11 @@ def _by_steps(figures: Mapping[str, Any]) -> bytes:
             axes.text(0.4, value, name, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom", color="#4a5568")
         if all(value > 0 for value in [*values, *lines.values()]):
             axes.set_yscale("log")
-    return _svg(figure)
+    return svg(figure)
 
 
-def _axes(x: str, y: str) -> tuple[Any, Any]:
+def drawing(x: str, y: str) -> tuple[Any, Any]:
+    """A figure and its axes, by the names of these."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     figure = Figure(figsize=(5, 2.8), layout="constrained")
@@ -150,10 +164,11 @@ def _axes(x: str, y: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any) -> bytes:
+def svg(figure: Any) -> str:
+    """A figure as a page holds it."""
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "flowplat"}):  # the same page of the same run, to the last byte
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    return _inline(buffer.getvalue(), "image/svg+xml")

@@ -83,9 +83,16 @@ def show(run: str, root: Path, plugin: str | None, verify: bool, as_json: bool) 
 @command.command("compare")
 @click.argument("names", nargs=-1, required=True, metavar="RUN RUN...")
 @root_option
+@click.option(
+    "--html", "page", type=click.Path(path_type=Path), metavar="PAGE",
+    help="Write one page instead, with the best figures marked, the samples, and curves of all runs in one picture.",
+)  # fmt: skip
 @as_json()
-def compare(names: tuple[str, ...], root: Path, as_json: bool) -> None:
-    """What differs between runs: the keys of their configs, and their figures, each with its floor in brackets."""
+def compare(names: tuple[str, ...], root: Path, page: Path | None, as_json: bool) -> None:
+    """What differs between runs: the keys of their configs, and their figures, each with its floor in brackets.
+
+    A PAGE that an earlier comparison wrote is replaced; any other file is left as it is.
+    """
     from flowcore.errors import UsageError
     from flowplat import comparison, runs
 
@@ -93,6 +100,12 @@ def compare(names: tuple[str, ...], root: Path, as_json: bool) -> None:
         raise UsageError("name two runs or more to compare")
     found = [runs.read(runs.find(name, root)) for name in names]
     _tell([fault for run in found for fault in run.faults])
+    if page is not None:
+        from flowplat.comparepage import write_page
+
+        write_page(found, page)
+        echo_json({"page": str(page)}) if as_json else click.echo(page)
+        return
     told = comparison.compare(found)
     if as_json:
         echo_json(told)
