@@ -111,7 +111,7 @@ def _measured(experiment: Experiment, samples: Batch, steps: int | None, folder:
 
 
 def _paths(experiment: Experiment, network: nn.Module, drawn: Batch | None) -> dict[str, Figure]:
-    """Transport cost and straightness over ``STEPS`` Euler steps, each divided by the dimension of a sample; nothing where
+    """Transport cost and straightness over ``STEPS`` Euler steps, by the dimension of a sample; nothing where
     the sampler follows no field."""
     if drawn is None:
         return {}
