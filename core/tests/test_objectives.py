@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from flowcore import couplings, losses, paths, reflow, times
+from flowcore import couplings, losses, paths, times
 from flowcore.data import Batch
-from flowcore.errors import UsageError
-from flowcore.objectives import k_step, matching, one_step
+from flowcore.objectives import matching
 from flowcore.plugin.contracts import Leaf, Parts, Spec
 from flowcore.seeds import generator
 
@@ -62,27 +61,3 @@ def test_matching_drops_its_share_of_conditions(share):
     dropped = network.condition == 4
     assert dropped.float().mean().item() == pytest.approx(share, abs=0.03)
     assert torch.equal(network.condition[~dropped], labels[~dropped])
-
-
-def test_one_step_vanishes_where_one_step_leads_to_the_data():
-    x0 = torch.randn(64, 3, generator=generator(2))
-    network = Told()
-    network.w.data.fill_(-0.5)
-    found = one_step(parts())(network, Batch(0.5 * x0, x0=x0), generator(0))
-    assert found.shape == (64,)
-    assert found.max() < 1e-12
-
-
-def test_k_step_is_spent_on_the_times_where_the_steps_begin():
-    x0 = torch.randn(64, 3, generator=generator(2))
-    made, network = parts(), Told()
-    found = k_step(made, steps=4)(network, Batch(X1, x0=x0), generator(0))
-    assert set(network.t.tolist()) == {0.0, 0.25, 0.5, 0.75}
-    wanted = reflow.k_step_loss(made.field(network), couplings.Pairs(x0, X1), 4, generator(0), made.loss)
-    assert torch.equal(found, wanted)
-
-
-@pytest.mark.parametrize("objective", [one_step, k_step])
-def test_distillation_without_pairs_is_told(objective):
-    with pytest.raises(UsageError, match=r"learns the pairs of a teacher; set teacher\.model"):
-        objective(parts())(Told(), Batch(X1), generator(0))

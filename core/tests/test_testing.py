@@ -45,6 +45,10 @@ class Clouds:
     def shaken(self, batch: Batch, draws: torch.Generator) -> Batch:
         return replace(batch, x1=batch.x1 + 0.01 * torch.randn(batch.x1.shape, generator=draws))
 
+    def augment(self, batch: Batch, draws: torch.Generator) -> Batch:
+        sign = torch.randint(2, (len(batch), 1, 1), generator=draws) * 2 - 1
+        return replace(batch, x1=sign * batch.x1, x0=sign * batch.x0)
+
     val = train
 
     def tiny(self) -> "Clouds":
@@ -119,7 +123,8 @@ def test_the_core_keeps_its_own_promises() -> None:
 
 
 def test_a_data_set_and_two_networks_that_are_right_pass() -> None:
-    for check in (*testing.CHECKS["data"], data_checks.written_samples_read_back):
+    more = (data_checks.written_samples_read_back, data_checks.noise_is_augmented_as_its_samples_are)
+    for check in (*testing.CHECKS["data"], *more):
         check(Clouds)
     further = (networks.it_depends_on_t, networks.it_depends_on_the_condition, networks.it_is_symmetric_as_it_states)
     for network in (Dense, Gravity):
@@ -231,6 +236,16 @@ class Rounded(Clouds):
         return Batch(super().read_back(folder).x1.round())
 
 
+class Lone(Clouds):
+    def augment(self, batch: Batch, draws: torch.Generator) -> Batch:
+        return replace(super().augment(batch, draws), x0=batch.x0)
+
+
+class Fewer(Clouds):
+    def augment(self, batch: Batch, draws: torch.Generator) -> Batch:
+        return replace(batch, x1=batch.x1[:, :2], x0=batch.x0[:, :2])
+
+
 class Vector(Clouds):
     def show(self, samples: Batch) -> bytes:
         return b"<svg>"
@@ -263,6 +278,8 @@ BROKEN_DATA = [
     (Abroad, data_checks.samples_are_written, "index.html"),
     (Here, data_checks.samples_are_written, "./log.txt"),
     (Rounded, data_checks.written_samples_read_back, "differ by"),
+    (Lone, data_checks.noise_is_augmented_as_its_samples_are, "turn both alike"),
+    (Fewer, data_checks.noise_is_augmented_as_its_samples_are, "keep shapes"),
     (Vector, data_checks.samples_are_shown, "no PNG"),
 ]
 
@@ -273,7 +290,8 @@ def test_broken_data_are_told(broken: type[Clouds], check: Callable[..., None], 
 
 
 def test_every_check_of_data_is_broken_once() -> None:
-    known = {*data_checks.ALWAYS, data_checks.written_samples_read_back}
+    more = {data_checks.written_samples_read_back, data_checks.noise_is_augmented_as_its_samples_are}
+    known = {*data_checks.ALWAYS, *more}
     assert {check for _, check, _ in BROKEN_DATA} == known
 
 

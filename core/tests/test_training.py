@@ -61,6 +61,24 @@ def same(a, b):
 DATA = Rows(normal(37, 2, dtype=torch.float32), transform=lambda batch, g: batch)
 
 
+# the step of a batch
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_knows_the_step_it_is_used_in_also_where_a_run_goes_on(workers):
+    seen = []
+
+    def loss(network, batch, g):
+        seen.append(batch.step)
+        return flow_loss(network, batch, g)
+
+    settings = Settings(steps=3, batch_size=8, accumulate=2)
+    state = train(small(), loss, DATA, settings, workers=workers)
+    assert seen == [0, 0, 1, 1, 2, 2]
+    train(None, loss, DATA, settings.model_copy(update={"steps": 5}), state=state, workers=workers)
+    assert seen[6:] == [3, 3, 4, 4]
+
+
 # the same twice
 
 

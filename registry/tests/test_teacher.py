@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import flowplat
+from flowcore.data import Batch
 from flowcore.errors import InputError, UsageError
 from flowcore.pairs import PairStore
 from flowcore.seeds import generator
@@ -131,6 +134,24 @@ def test_what_is_held_out_is_not_trained_on(trained: Path) -> None:
         resolve("ring", [*held, "teacher.pairs.held_out=40"])
 
 
+def test_pairs_come_in_the_guises_of_the_data(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def turned(data: Any, batch: Batch, draws: torch.Generator) -> Batch:
+        sign = 2.0 * torch.randint(2, (len(batch), 1), generator=draws) - 1
+        return replace(batch, x1=sign * batch.x1, x0=sign * batch.x0)
+
+    wanted = [f"teacher.model={trained}", *PAIRS, "teacher.pairs.held_out=15"]
+    experiment = Experiment(resolve("ring", wanted))
+    plain = Experiment(resolve("ring", [*wanted, "teacher.pairs.augment=false"]))
+    monkeypatch.setattr(type(experiment.data), "augment", turned, raising=False)
+    rows = torch.arange(15)
+    drawn, pairs = (one.source.batch(rows, generator(0)) for one in (experiment, plain))
+    assert torch.equal(drawn.x1, turned(None, pairs, generator(0)).x1)
+    assert torch.equal(drawn.x0 / pairs.x0, drawn.x1 / pairs.x1)
+    assert not torch.equal(drawn.x1, pairs.x1)
+    assert torch.equal(experiment.held_out.batch(rows, generator(0)).x1, plain.held_out.batch(rows, generator(0)).x1)
+    assert len(stores(trained)) == 1
+
+
 def test_validation_on_pairs_needs_some_held_out(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"set teacher\.pairs\.held_out"):
         run(tmp_path / "student", *PAIRS, "train.validate_every=1", model=trained)
@@ -144,7 +165,9 @@ def test_pairs_are_not_coupled_again(trained: Path, tmp_path: Path) -> None:
         run(tmp_path / "student", *PAIRS, "coupling=exact", model=trained)
 
 
-@pytest.mark.parametrize("objective", ["one_step", "{name: k_step, steps: 2}"])
+@pytest.mark.parametrize(
+    "objective", ["one_step", "{name: k_step, steps: 2}", "flow_guided", "{name: flow_guided, first_step: teacher}"]
+)
 def test_distillation(objective: str, trained: Path, tmp_path: Path) -> None:
     folder = run(tmp_path / "student", *PAIRS, f"objective={objective}", model=trained)
     config = resolve("ring", file=folder / "config.yaml")
@@ -152,6 +175,17 @@ def test_distillation(objective: str, trained: Path, tmp_path: Path) -> None:
     assert config.times is None
     with pytest.raises(UsageError, match="learns the pairs of a teacher"):
         run(tmp_path / "other", f"objective={objective}", model=trained)
+
+
+def test_an_annealed_student_that_goes_on_is_the_one_that_did_not_stop(trained: Path, tmp_path: Path) -> None:
+    more = (*PAIRS, "objective={name: annealed, steps: 3}", "train.schedule=constant")
+    straight = run(tmp_path / "straight", *more, "train.steps=4", model=trained)
+    folder = run(tmp_path / "student", *more, model=trained)
+    execute(resolve("ring", ["train.steps=4", *SHORT[2:]], file=folder / "config.yaml"), folder, resume=True)
+    ends = [load_file(one / "checkpoints" / "step-00000004" / "model.safetensors") for one in (straight, folder)]
+    assert equal(*ends)
+    other = run(tmp_path / "other", *more, "train.steps=4", "objective.steps=4", model=trained)
+    assert not equal(ends[0], load_file(other / "checkpoints" / "step-00000004" / "model.safetensors"))
 
 
 def test_a_student_stands_alone(trained: Path, tmp_path: Path) -> None:

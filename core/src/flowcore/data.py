@@ -27,7 +27,8 @@ class Batch:
     ``x1`` is the data. ``condition`` is what the network is told of each sample, or None. ``x0`` is the source where
     it is given rather than drawn (reflow pairs, paired images), ``weight`` (B,) the weights of those pairs. ``index``
     and ``samples`` belong to ragged batches. ``extra`` holds what metrics and writers want and the network must not
-    see: labels, names, units.
+    see: labels, names, units. ``step`` is the training step, counted from 0, that the batch is used in; None outside of
+    training.
     """
 
     x1: State
@@ -37,6 +38,7 @@ class Batch:
     samples: int | None = None
     weight: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
 
     def __len__(self) -> int:
         return first_leaf(self.x1).shape[0] if self.samples is None else self.samples

@@ -1,4 +1,4 @@
-"""What a run minimises where its plugin brings nothing else: the matching loss of a path, and distillation."""
+"""What a run minimises where its plugin brings nothing else: the matching loss of a path."""
 
 from typing import Any
 
@@ -7,10 +7,8 @@ from torch import Tensor
 
 from flowcore.couplings import Pairs
 from flowcore.data import Batch
-from flowcore.errors import UsageError
 from flowcore.losses import matching_loss
 from flowcore.plugin.contracts import Objective, Parts
-from flowcore.reflow import k_step_loss, one_step_loss
 from flowcore.state import tree_map
 
 
@@ -34,32 +32,6 @@ def matching(parts: Parts) -> Objective:
         return matching_loss(field, pairs, t.float(), metric, batch.index, times.weights(t))
 
     return loss
-
-
-def one_step(parts: Parts) -> Objective:
-    """metric(x0 + v(x0, 0), x1) on the pairs of a teacher: see ``flowcore.reflow.one_step_loss``."""
-
-    def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
-        return one_step_loss(parts.field(network, batch.condition), _given(batch, "one_step"), parts.loss)
-
-    return loss
-
-
-def k_step(parts: Parts, steps: int = 4) -> Objective:
-    """The matching loss on the pairs of a teacher, at the times where ``steps`` Euler steps begin: see
-    ``flowcore.reflow.k_step_loss``."""
-
-    def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
-        field, pairs = parts.field(network, batch.condition), _given(batch, "k_step")
-        return k_step_loss(field, pairs, steps, generator, parts.loss)
-
-    return loss
-
-
-def _given(batch: Batch, name: str) -> Pairs:
-    if batch.x0 is None:
-        raise UsageError(f"objective {name} learns the pairs of a teacher; set teacher.model and teacher.pairs.count")
-    return Pairs(batch.x0, batch.x1, batch.weight)
 
 
 def _wide(mask: Tensor, like: Tensor) -> Tensor:

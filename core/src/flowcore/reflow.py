@@ -15,7 +15,7 @@ from flowcore.couplings import Pairs
 from flowcore.field import Field
 from flowcore.losses import Metric, Perceptual, matching_loss
 from flowcore.paths import linear
-from flowcore.state import State, add, first_leaf
+from flowcore.state import State, add, branch, expand, first_leaf
 
 
 def one_step_loss(student: Field, pairs: Pairs, metric: Metric | None = None) -> Tensor:
@@ -34,6 +34,46 @@ def one_step_loss(student: Field, pairs: Pairs, metric: Metric | None = None) ->
     whole = Field(jump, linear(), "x1", index=student.index, samples=student.samples)
     t = torch.zeros(_count(student, pairs), device=first_leaf(pairs.x1).device)
     return matching_loss(whole, pairs, t, metric, whole.index)
+
+
+def flow_guided_loss(
+    student: Field,
+    teacher: Field,
+    pairs: Pairs,
+    generator: torch.Generator,
+    metric: Metric | None = None,
+    first: Field | None = None,
+) -> Tensor:
+    """One step of the student against the teacher's pairs, and against two steps on fresh noise, (B,), weighed alike:
+
+        D(z1, z0 + v(z0, 0)) + D(x1, z + v(z, 0)),   x1 = x_t + (1 - t) v_teacher(x_t, t),   x_t = z + t v_first(z, 0)
+
+    with t ~ U(0.2, 0.8); no gradient goes through x1. The second term needs no pairs, so it is the same for few of
+    them. ``first`` takes the first of the two steps: the student where None, as published, or the teacher. Where the
+    teacher's path is straight, x1 is its own one step. Steps are Euler steps between the path's start and stop. (Zhu et
+    al. 2024, arXiv 2407.12718.)
+    """
+    z = student.path.draw_source(pairs.x1, generator)
+    t = 0.2 + 0.6 * torch.rand(_count(student, pairs), generator=generator, device=generator.device)
+    target = two_steps(first or student, teacher, z, t)
+    return one_step_loss(student, pairs, metric) + one_step_loss(student, Pairs(z, target), metric)
+
+
+@torch.no_grad()
+def two_steps(first: Field, second: Field, x0: State, t: Tensor) -> State:
+    """Two Euler steps over the path of ``second``: by ``first`` to the share ``t`` of the way, (B,), and on to its stop
+    by ``second``."""
+    path = second.path
+    x, length = path.initial(x0), path.stop - path.start
+    half = _advanced(x, first(x, path.start), length * t, second.index)
+    return _advanced(half, second(half, path.start + length * t), length * (1 - t), second.index)
+
+
+def _advanced(x: State, v: State, h: Tensor, index: Any) -> State:
+    """x + h v, with a step for each sample."""
+    if isinstance(x, Tensor):
+        return x + expand(h, x, index) * v
+    return {key: _advanced(x[key], v[key], h, branch(index, key)) for key in x}
 
 
 def k_step_loss(

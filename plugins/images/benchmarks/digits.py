@@ -23,17 +23,24 @@ WAYS: dict[str, tuple[str, ...]] = {
     "W-CFM, eps 1": ("--preset", "w-cfm", "coupling.eps=1"),
     "W-CFM, ESS .8": ("--preset", "w-cfm"),
     "OT-CFM": ("--preset", "ot-cfm", "engine.workers=2"),
+    "small 2-RF": ("--preset", "slimflow", "objective=matching"),
+    "SlimFlow": ("--preset", "slimflow"),
+    "from scratch": ("--preset", "slimflow-distilled", "objective=one_step", "teacher.start=null"),
+    "plain": ("--preset", "slimflow-distilled", "objective=one_step"),
+    "FGD, teacher": ("--preset", "slimflow-distilled", "objective.first_step=teacher"),
+    "FGD": ("--preset", "slimflow-distilled"),
 }
+FIRST = ("digits", "w-cfm", "ot-cfm")
+"""Presets without a teacher."""
 QUICK = ("train.steps=40", "eval.count=64", "eval.paths=32")
+QUICK_TEACHER = ("teacher.pairs.count=64", "teacher.config={train: {steps: 40}}")
 
 
 def measure(seed: int, ways: list[str], more: list[str], quick: bool) -> dict[str, Any]:
     """The ways under one seed."""
     found: dict[str, Any] = {}
     for name, words in ((name, WAYS[name]) for name in ways):
-        small = [*QUICK, *(["teacher.pairs.count=64"] if "RF" in name and name != "1-RF" else [])] if quick else []
-        if quick and "teacher.pairs.count=64" in small:
-            small.append("teacher.config={train: {steps: 40}}")
+        small = [*QUICK, *(() if words[1] in FIRST else QUICK_TEACHER)] if quick else []
         command = [sys.executable, "-m", "flowplat", "run", "images", *words, f"seed={seed}", *small, *more, "--json"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

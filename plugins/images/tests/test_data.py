@@ -337,6 +337,24 @@ def test_flip_mirrors_about_half_of_the_training_images_and_no_others():
     assert bool((everything(images.val()).x1 == plain).all())
 
 
+def test_pairs_are_mirrored_as_the_images_are_and_with_their_noise():
+    x = torch.randn(400, 3, 2, 2, generator=generator(1))
+    batch = Batch(x, x0=-x)
+    turned = Fixed(data.ImagesConfig(flip=True), Loaded(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), None, [])).augment(
+        batch, generator(0)
+    )
+    mirrored = (turned.x1 == x.flip(-1)).flatten(1).all(1)
+    assert bool((mirrored | (turned.x1 == x).flatten(1).all(1)).all())
+    assert 150 < int(mirrored.sum()) < 250
+    assert torch.equal(turned.x0, -turned.x1)
+    assert (
+        Fixed(data.ImagesConfig(), Loaded(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), None, [])).augment(
+            batch, generator(0)
+        )
+        is batch
+    )
+
+
 # ---------------------------------------------------------------- tiny, fingerprint, condition
 
 

@@ -126,6 +126,8 @@ def _component(bench: Bench, component: Component) -> Iterator[Check]:
                 yield from of_kit(testing.CHECKS[kind], make)
                 if hasattr(make(), "read_back"):
                     yield from of_kit((data_checks.written_samples_read_back,), make)
+                if hasattr(make(), "augment"):
+                    yield from of_kit((data_checks.noise_is_augmented_as_its_samples_are,), make)
                 if hasattr(make(), "facts"):
                     yield Check(kind, about, "its facts say all", partial(_facts, component, bench))
             case "network" if config := _of_its_own(bench, component):

@@ -82,7 +82,7 @@ class Experiment:
         settings = self.config.teacher
         if settings is None or settings.pairs is None or self.teacher is None:
             return None
-        return teacher.read(teacher.make(self.teacher, settings.pairs, self), settings.pairs)
+        return teacher.read(teacher.make(self.teacher, settings.pairs, self), settings.pairs, self.data)
 
     def _coupled(self, source: Source) -> Source:
         choice = self.config.coupling

@@ -56,6 +56,9 @@ class PairSettings(Settings):
     seed: int = Field(0, ge=0, description="the source of their noise")
     batch_size: int = Field(512, ge=1, description="pairs made at once")
     held_out: int = Field(0, ge=0, description="pairs of these kept back for validation")
+    augment: bool = Field(
+        True, description="draw them in the guises that the data is drawn in, such as mirrored, noise and sample alike"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> "PairSettings":

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from flowcore import files
-from flowcore.data import Batch, Source
+from flowcore.data import Batch, Source, Transform
 from flowcore.errors import UsageError
 from flowcore.pairs import PairStore, Recipe, generate_pairs, store_size
+from flowcore.plugin.contracts import Data
 from flowcore.samplers import empty
 from flowcore.state import tree_map
 from flowcore.training import checkpoints
@@ -74,17 +75,18 @@ def start(model: Model, network: nn.Module, averaged: bool) -> None:
 
 
 class Part:
-    """Some rows of a source, from ``first`` on."""
+    """Some rows of a source, from ``first`` on; ``transform`` augments each batch."""
 
-    def __init__(self, source: Source, first: int, count: int) -> None:
-        self.source, self.first, self.count = source, first, count
+    def __init__(self, source: Source, first: int, count: int, transform: Transform | None = None) -> None:
+        self.source, self.first, self.count, self.transform = source, first, count, transform
 
     def __len__(self) -> int:
         return self.count
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """See ``flowcore.data.Source.batch``."""
-        return self.source.batch(rows + self.first, generator)
+        batch = self.source.batch(rows + self.first, generator)
+        return batch if self.transform is None else self.transform(batch, generator)
 
 
 def folder_of(model: Model, settings: PairSettings) -> Path:
@@ -122,10 +124,11 @@ def make(model: Model, settings: PairSettings, experiment: "Experiment") -> Path
     return folder
 
 
-def read(folder: Path, settings: PairSettings) -> tuple[Source, Source]:
-    """The pairs to train on, and those kept back for validation."""
+def read(folder: Path, settings: PairSettings, data: Data) -> tuple[Source, Source]:
+    """The pairs to train on, in the guises of ``data`` where it has any, and those kept back for validation."""
     store, held = PairStore(folder), settings.held_out
-    return Part(store, 0, len(store) - held), Part(store, len(store) - held, held)
+    augment = getattr(data, "augment", None) if settings.augment else None
+    return Part(store, 0, len(store) - held, augment), Part(store, len(store) - held, held)
 
 
 def _advance(bar: Any) -> Callable[[int], None]:
@@ -139,5 +142,7 @@ def _shard_size(settings: PairSettings) -> int:
 
 def _record(settings: PairSettings) -> dict[str, Any]:
     """What decides the pairs, as plain JSON."""
-    kept = {key: plain(getattr(settings, key)) for key in type(settings).model_fields if key != "held_out"}
+    kept = {
+        key: plain(getattr(settings, key)) for key in type(settings).model_fields if key not in ("held_out", "augment")
+    }
     return kept | {"solver": settings.solver.plain(), "guidance": [choice.plain() for choice in settings.guidance]}

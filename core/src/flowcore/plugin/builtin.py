@@ -68,9 +68,17 @@ def register_objectives(register: Register) -> None:
         "matching", "flowcore.objectives:matching", summary="the loss of a network on a path between coupled pairs",
         uses=("path", "coupling", "times", "loss", "predicts"),
     )  # fmt: skip
-    distilled = ("path", "loss", "predicts")
-    register("one_step", "flowcore.objectives:one_step", summary="a teacher's pairs in one Euler step", uses=distilled)
-    register("k_step", "flowcore.objectives:k_step", summary="a teacher's pairs in k Euler steps", uses=distilled)
+    distillation, steps = "flowcore.distillation", ("path", "loss", "predicts")
+    register("one_step", f"{distillation}:one_step", summary="a teacher's pairs in one Euler step", uses=steps)
+    register("k_step", f"{distillation}:k_step", summary="a teacher's pairs in k Euler steps", uses=steps)
+    register(
+        "annealed", f"{distillation}:annealed", summary="reflow that begins as a first flow, for a smaller student",
+        uses=("path", "times", "loss", "predicts"),
+    )  # fmt: skip
+    register(
+        "flow_guided", f"{distillation}:flow_guided", summary="one Euler step, and a teacher's second of two",
+        uses=steps,
+    )  # fmt: skip
 
 
 @hookimpl

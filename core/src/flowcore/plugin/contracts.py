@@ -94,6 +94,18 @@ class Portable(Data, Protocol):
         """Plain JSON: dicts, lists, text, finite numbers, booleans, None."""
 
 
+class Augmenting(Data, Protocol):
+    """A data set that draws its training samples in several guises: mirrored, turned.
+
+    What ``train()`` does to its samples, ``augment`` does to a batch of them, noise included: so the pairs of a teacher
+    are trained on, whose flow is as symmetric as its data. A data set without guises leaves this out.
+    """
+
+    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch in another guise, drawn for each sample from ``generator`` (on the CPU); ``x0``, where it is given,
+        undergoes what x1 does. The batch itself where the config asks for none."""
+
+
 class Checkable(Data, Protocol):
     """What no run needs, and ``platform check`` uses where a data set has it, one or both; ``platform eval`` measures
     samples that are files with the second."""

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -120,7 +120,7 @@ def fit(
             seed_global(derive(seed, "network", step, engine.rank), device)  # dropout draws from the global generator
             total: Tensor | None = None
             for part in range(parts):
-                batch = next(stream).to(device)
+                batch = replace(next(stream).to(device), step=step)
                 draws = generator(seed, "loss", step, engine.rank, part, device=device)
                 with engine.apart(state.module) if part < parts - 1 else nullcontext():
                     value = loss(state.module, batch, draws).mean()

@@ -10,6 +10,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -123,13 +124,21 @@ class Part:
         """See ``Source.batch``."""
         mine = self.rows[rows.to(self.rows.device, non_blocking=True)]
         x = pictures.scaled(self.loaded.x[mine], self.loaded.white)
-        if self.flip:
-            mirrored = (torch.rand(len(x), generator=generator) < 0.5).to(x.device, non_blocking=True)
-            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-        if self.loaded.labels is None:
-            return Batch(x)
-        labels = self.loaded.labels[mine]
-        return Batch(x, labels if self.conditional else None, extra={"labels": labels})
+        labels = None if self.loaded.labels is None else self.loaded.labels[mine]
+        extra = {} if labels is None else {"labels": labels}
+        batch = Batch(x, labels if self.conditional else None, extra=extra)
+        return mirrored(batch, generator) if self.flip else batch
+
+
+def mirrored(batch: Batch, generator: torch.Generator) -> Batch:
+    """Each image mirrored with probability 1/2, and with it the noise that it is paired with."""
+    x = batch.x1
+    coins = (torch.rand(len(x), generator=generator) < 0.5).to(x.device, non_blocking=True)[:, None, None, None]
+
+    def turned(images: Tensor) -> Tensor:
+        return torch.where(coins, images.flip(-1), images)
+
+    return replace(batch, x1=turned(x), x0=None if batch.x0 is None else turned(batch.x0))
 
 
 class Images:
@@ -200,6 +209,10 @@ class Images:
     def val(self) -> Part:
         """See ``Data.val``; the training images, unmirrored, where none are held out."""
         return self._part(1, False)
+
+    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """See ``flowcore.plugin.contracts.Augmenting``: mirrored where the data is."""
+        return mirrored(batch, generator) if self.config.flip else batch
 
     @property
     def holds_out(self) -> bool:

@@ -57,6 +57,11 @@ def register_presets(register: Register) -> None:
         "rectified-flow", f"{presets}/rectified-flow.yaml", summary="the digits' flow made straight: one step does"
     )
     register("distilled", f"{presets}/distilled.yaml", summary="the digits in one network call")
+    register(
+        "slimflow", f"{presets}/slimflow.yaml", summary="a straight flow of a small network, taught by a large one"
+    )
+    slim = f"{presets}/slimflow-distilled.yaml"
+    register("slimflow-distilled", slim, summary="the small flow in one network call")
     register("ot-cfm", f"{presets}/ot-cfm.yaml", summary="digits on pairs of minibatch optimal transport")
     register("w-cfm", f"{presets}/w-cfm.yaml", summary="digits on weighted pairs, near optimal transport for nothing")
     register("digits-by-class", by_class, summary="the digit you ask for, by classifier-free guidance")

@@ -5,6 +5,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,21 @@ def written_samples_read_back(make: Make) -> None:
         )
 
     _written(tiny, samples, look)
+
+
+def noise_is_augmented_as_its_samples_are(make: Make) -> None:
+    """What ``augment(batch, generator)`` does to x1 it does to x0; see ``contracts.Augmenting``."""
+    tiny: Any = make().tiny()
+    batch = _drawn(tiny.val())
+    turned = tiny.augment(replace(batch, x0=batch.x1), generator(0, "check"))
+    must(
+        shapes(turned.x1) == shapes(batch.x1),
+        f"augment() makes {shapes(turned.x1)} of {shapes(batch.x1)}; it should keep shapes and types",
+    )
+    must(
+        same(turned.x0, turned.x1),
+        "augment() does other things to x0 than to x1; it should turn both alike, so that they stay a pair",
+    )
 
 
 def samples_are_shown(make: Make) -> None:

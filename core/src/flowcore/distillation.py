@@ -1,0 +1,118 @@
+"""Objectives of a run that learns from a trained one: few steps, a smaller network, or both."""
+
+import math
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from flowcore.couplings import Pairs
+from flowcore.data import Batch
+from flowcore.errors import UsageError
+from flowcore.field import Field
+from flowcore.likelihood import gaussian_source
+from flowcore.objectives import matching
+from flowcore.plugin.contracts import Objective, Parts
+from flowcore.reflow import flow_guided_loss, k_step_loss, one_step_loss
+from flowcore.state import tree_map
+
+
+def one_step(parts: Parts) -> Objective:
+    """metric(x0 + v(x0, 0), x1) on the pairs of a teacher: see ``flowcore.reflow.one_step_loss``."""
+
+    def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        return one_step_loss(parts.field(network, batch.condition), _given(batch, "one_step"), parts.loss)
+
+    return loss
+
+
+def k_step(parts: Parts, steps: int = 4) -> Objective:
+    """The matching loss on the pairs of a teacher, at the times where ``steps`` Euler steps begin: see
+    ``flowcore.reflow.k_step_loss``."""
+
+    def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        field, pairs = parts.field(network, batch.condition), _given(batch, "k_step")
+        return k_step_loss(field, pairs, steps, generator, parts.loss)
+
+    return loss
+
+
+def annealed(parts: Parts, steps: int = 1000) -> Objective:
+    """Reflow that begins as a first flow: the matching loss on pairs whose noise is at first another one,
+
+        z_b = sqrt(1 - b^2) z + b z',   z' ~ N(0, I),   b = 1 - min(1, step / K),   K = ``steps``
+
+    in the place of z. At b = 1 the teacher's samples are data like any other, at b = 0 this is ``matching`` on the
+    pairs to the last bit; z_b is N(0, I) all the way. For students too small to begin with the teacher's weights.
+    Validation is at b = 0. (Zhu et al. 2024, arXiv 2407.12718.)
+    """
+    if steps < 1:
+        raise UsageError(f"objective.steps={steps}: the noise is annealed over at least one step")
+    if not gaussian_source(parts.path):
+        raise UsageError("objective annealed mixes noise that is Gaussian, and this path's source is another")
+    reflow = matching(parts)
+
+    def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        pairs = _given(batch, "annealed")
+        b = 0.0 if batch.step is None else 1 - min(1.0, batch.step / steps)
+        if b > 0:
+            fresh = parts.path.draw_source(batch.x1, generator)
+            batch = replace(batch, x0=tree_map(lambda z, other: mixed(z, other, b), pairs.x0, fresh))
+        return reflow(network, batch, generator)
+
+    return loss
+
+
+def mixed(z: Tensor, other: Tensor, b: float) -> Tensor:
+    """sqrt(1 - b^2) z + b z': of two draws from N(0, I), one that has the correlation sqrt(1 - b^2) with the first."""
+    return math.sqrt(1 - b * b) * z + b * other
+
+
+def flow_guided(parts: Parts, first_step: Literal["student", "teacher"] = "student") -> Objective:
+    """A teacher's pairs in one Euler step, and its last step from where ``first_step`` leads on fresh noise: see
+    ``flowcore.reflow.flow_guided_loss``. The teacher is asked without guidance, as what it learnt may hold that
+    already."""
+    if first_step not in ("student", "teacher"):
+        raise UsageError(f"objective.first_step={first_step}: the first step is the student's or the teacher's")
+    taught = _teacher(parts, "flow_guided")
+
+    def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        student, teacher, pairs = parts.field(network, batch.condition), taught(batch), _given(batch, "flow_guided")
+        first = teacher if first_step == "teacher" else None
+        return flow_guided_loss(student, teacher, pairs, generator, parts.loss, first)
+
+    return loss
+
+
+def _teacher(parts: Parts, name: str) -> Any:
+    """The teacher's field under the condition of a batch. Raises ``UsageError`` where there is no teacher, or one that
+    goes by another path: a step of it would lead elsewhere."""
+    teacher = parts.teacher
+    if teacher is None:
+        raise UsageError(f"objective {name} asks the teacher for steps; set teacher.model or teacher.preset")
+    its = teacher.parts()
+    if its.path is None:
+        raise UsageError(f"objective {name} takes steps of a flow, and the teacher's samples come in another way")
+    if _marks(its.path) != _marks(parts.path):
+        raise UsageError(f"objective {name} takes steps of the teacher, which goes by another path; give both one path")
+
+    def field(batch: Batch) -> Field:
+        return its.field(teacher.network, batch.condition)
+
+    return field
+
+
+def _marks(path: Any) -> Any:
+    """What tells paths apart: their ends, and their coefficients at a few times."""
+    parts = getattr(path, "paths", None)
+    if parts is not None:
+        return {key: _marks(part) for key, part in parts.items()}
+    times = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    return path.name, path.start, path.stop, [one(times).tolist() for one in (path.alpha, path.sigma)]
+
+
+def _given(batch: Batch, name: str) -> Pairs:
+    if batch.x0 is None:
+        raise UsageError(f"objective {name} learns the pairs of a teacher; set teacher.model and teacher.pairs.count")
+    return Pairs(batch.x0, batch.x1, batch.weight)
