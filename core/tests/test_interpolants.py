@@ -13,6 +13,7 @@ from flowcore.interpolants import (
     bridge,
     brownian,
     encoding_decoding,
+    interpolant,
     interpolant_loss,
     linear,
     mirror,
@@ -21,6 +22,7 @@ from flowcore.interpolants import (
     trigonometric,
     zero,
 )
+from flowcore.paths import gaussian
 from flowcore.seeds import generator
 from flowcore.solvers import euler_maruyama, solve
 from flowcore.state import leaves, tree_map
@@ -529,3 +531,42 @@ def test_an_interpolant_made_of_own_functions_is_like_the_others():
     mean = a * -1.0 + s * 0.5
     gain = (a * 1.0 * 1.44 - s * 1.0 * 0.49 + 0.0) / C
     agree(field.velocity(x, 0.5), -1.0 - 0.5 + gain * (x - mean))
+
+
+@pytest.mark.parametrize("gamma", ["brownian", "quadratic", "sine_squared", "zero"])
+@pytest.mark.parametrize("between", ["linear", "trigonometric", "encoding_decoding", "mirror"])
+def test_an_interpolant_by_its_names(between, gamma):
+    factors = {"brownian": brownian, "quadratic": quadratic, "sine_squared": sine_squared}
+    noise = factors[gamma](0.7) if gamma in factors else zero()
+    shapes = {
+        "linear": linear,
+        "trigonometric": trigonometric,
+        "encoding_decoding": encoding_decoding,
+        "mirror": mirror,
+    }
+    found, wanted = interpolant(between, gamma, 0.7), shapes[between](noise)
+    x0, x1, z, t = normal((4, 3), 1), normal((4, 3), 2), normal((4, 3), 3), PER_SAMPLE
+    agree(found.interpolate(x0, x1, t, z), wanted.interpolate(x0, x1, t, z))
+    agree(found.drift(x0, x1, t), wanted.drift(x0, x1, t))
+    assert (found.name, found.source) == (between, gaussian)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_an_interpolant_of_no_scale(scale):
+    with pytest.raises(ValueError, match="a number above 0"):
+        interpolant(scale=scale)
+
+
+def test_a_trigonometric_interpolant_has_room_for_its_noise():
+    with pytest.raises(ValueError, match="gamma below 1, and sine_squared of scale 1 goes to 1"):
+        interpolant("trigonometric", "sine_squared")
+
+
+@each_shape
+@pytest.mark.parametrize("learns", ["b", "v"])
+def test_the_drift_is_the_velocity_without_the_noise(shape, learns):
+    path, x, t = bridge(0.8), normal(shape), PER_SAMPLE
+    field = InterpolantField(lambda x, time, condition: (normal(shape, 11), normal(shape, 21)), path, learns=learns)
+    for v, b, eta in zip(*map(leaves, (field.drift(x, t), field.velocity(x, t), field.denoiser(x, t))), strict=True):
+        for i, now in enumerate(t):
+            agree(b[i] - v[i], path.gamma.slope(now) / path.gamma.value(now) * eta[i])

@@ -4,9 +4,9 @@
 
 Two regressions describe it: the velocity b = E[dI/dt + gamma' z | x_t] and the denoiser eta = E[z | x_t], which gives
 the score q = -eta / gamma. With them the ODE and every SDE of the same marginals can be run
-(``solvers.euler_maruyama``). Source: Albergo, Boffi and Vanden-Eijnden 2023 (arXiv 2303.08797). With
-gamma = s sqrt(t (1 - t)) and the entropic coupling of regularisation 2 s^2 this is the Schroedinger bridge matching of
-Tong et al. 2023 (arXiv 2307.03672).
+(``solvers.euler_maruyama``; ``stochastic`` makes runs of it). Source: Albergo, Boffi and Vanden-Eijnden 2023
+(arXiv 2303.08797). With gamma = s sqrt(t (1 - t)) and the entropic coupling of regularisation 2 s^2 this is the
+Schroedinger bridge matching of Tong et al. 2023 (arXiv 2307.03672).
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowcore.couplings import Pairs
 from flowcore.field import Network, evaluation
-from flowcore.paths import Scalar
+from flowcore.paths import Scalar, Source, gaussian
 from flowcore.state import State, expand, first_leaf, tree_map
 
 MARGIN = 1e-3
@@ -59,7 +59,10 @@ def zero() -> Gamma:
 
 @dataclass(frozen=True)
 class Interpolant:
-    """``alpha`` multiplies x1, ``sigma`` x0, ``gamma`` the noise; tensors or dicts, ``t`` scalar or (B,)."""
+    """``alpha`` multiplies x1, ``sigma`` x0, ``gamma`` the noise; tensors or dicts, ``t`` scalar or (B,).
+
+    ``source`` draws x0 where the data bring none: with a Gaussian one the interpolant is one-sided.
+    """
 
     name: str
     alpha: Scalar
@@ -69,6 +72,11 @@ class Interpolant:
     gamma: Gamma
     start: float = MARGIN
     stop: float = 1 - MARGIN
+    source: Source = gaussian
+
+    def draw_source(self, like: State, generator: torch.Generator) -> State:
+        """x0 from the source distribution, shaped like ``like``."""
+        return tree_map(lambda leaf: self.source(leaf, generator), like)
 
     def spread(self, t: Tensor) -> Tensor:
         """The size of the noise in x_t: gamma(t)."""
@@ -152,6 +160,25 @@ def mirror(gamma: Gamma) -> Interpolant:
     return Interpolant("mirror", torch.ones_like, torch.zeros_like, torch.zeros_like, torch.zeros_like, gamma)
 
 
+def interpolant(
+    between: Literal["linear", "trigonometric", "encoding_decoding", "mirror"] = "linear",
+    gamma: Literal["brownian", "quadratic", "sine_squared", "zero"] = "brownian",
+    scale: float = 1.0,
+) -> Interpolant:
+    """An interpolant by the names of I and gamma; ``scale`` is the c of the gamma. Raises ``ValueError`` for a scale
+    that is not positive, and for a trigonometric I whose gamma reaches 1."""
+    if not 0 < scale < math.inf:
+        raise ValueError(f"the scale of an interpolant is a number above 0, not {scale}")
+    scaled = {"brownian": brownian, "quadratic": quadratic, "sine_squared": sine_squared}
+    noise = scaled[gamma](scale) if gamma in scaled else zero()
+    top = noise.value(torch.tensor(0.5, dtype=torch.float64)).item()
+    if between == "trigonometric" and top >= 1:
+        reaches = f"{gamma} of scale {scale:g} goes to {top:g}; take a smaller scale"
+        raise ValueError(f"a trigonometric interpolant needs gamma below 1, and {reaches}")
+    kinds = {"linear": linear, "trigonometric": trigonometric, "mirror": mirror, "encoding_decoding": encoding_decoding}
+    return kinds[between](noise)
+
+
 class InterpolantField:
     """``network(x, t, condition) -> (b, eta)`` read as a field: velocity, denoiser, score, for ``solvers.solve``.
 
@@ -183,16 +210,23 @@ class InterpolantField:
     def velocity(self, x: State, t: float | Tensor) -> State:
         """b(x, t), the drift of the ODE."""
         first, eta = self._heads(x, t)
-        if self.learns == "b":
-            return first
+        return first if self.learns == "b" else self._with_noise(first, eta, t, 1.0)
 
-        def whole(v: Tensor, noise: Tensor) -> Tensor:
+    def _with_noise(self, first: State, eta: State, t: float | Tensor, sign: float) -> State:
+        """``first`` + sign gamma' eta."""
+
+        def add(v: Tensor, noise: Tensor) -> Tensor:
             time = expand(t, v)
-            return v + self.path.gamma.slope(time) / self.path.gamma.value(time) * noise
+            return v + sign * self.path.gamma.slope(time) / self.path.gamma.value(time) * noise
 
-        return tree_map(whole, first, eta)
+        return tree_map(add, first, eta)
 
     __call__ = velocity
+
+    def drift(self, x: State, t: float | Tensor) -> State:
+        """v(x, t) = E[dI/dt | x_t], which stays finite where gamma' does not."""
+        first, eta = self._heads(x, t)
+        return first if self.learns == "v" else self._with_noise(first, eta, t, -1.0)
 
     def denoiser(self, x: State, t: float | Tensor) -> State:
         """eta(x, t) = E[z | x_t]."""

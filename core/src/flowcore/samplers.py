@@ -7,20 +7,29 @@ import torch
 from flowcore.data import Batch
 from flowcore.plugin.contracts import Leaf, Parts, Sampler
 from flowcore.solvers import solve
-from flowcore.state import State
+from flowcore.state import State, tree_map
 
 
 def flow(parts: Parts) -> Sampler:
-    """x1 of dx = v(x, t) dt from x0 ~ p0, by the run's solver and guidance; see ``flowcore.solvers.solve``."""
+    """x1 of dx = v(x, t) dt from x0, by the run's solver and guidance; see ``flowcore.solvers.solve``. x0 are
+    the data's own source samples, or noise."""
     path, solver = parts.path, parts.solver
 
     def sample(network: Any, condition: State | None, count: int, steps: int, generator: torch.Generator) -> Batch:
-        x0 = path.draw_source(empty(parts.spec.state, count, parts.device), generator)
+        x0 = source(parts, count, generator)
         field = parts.field(network, condition)
         x1 = solve(field, path.initial(x0), steps, solver, parts.guidance, generator=generator)
         return Batch(x1, condition, x0=x0, extra={"calls": field.calls})
 
     return sample
+
+
+def source(parts: Parts, count: int, generator: torch.Generator) -> State:
+    """``count`` samples of x0: the data's own where it has any (``contracts.Sourced``), else the path's."""
+    own = getattr(parts.data, "draw_source", None)
+    if own is None:
+        return parts.path.draw_source(empty(parts.spec.state, count, parts.device), generator)
+    return tree_map(lambda leaf: leaf.to(parts.device), own(count, generator))
 
 
 def empty(leaf: Any, count: int, device: torch.device) -> State:

@@ -36,11 +36,17 @@ def state(batch, shape, seed=1, dtype=torch.float32):
 
 
 CASES = {
-    "mlp": (lambda spec: mlp(MLPConfig(width=16, blocks=2), spec), (1, 8, 8)),
-    "mlp, oblong, colour": (lambda spec: mlp(MLPConfig(width=17, blocks=1), spec), (3, 5, 12)),
-    "unet": (lambda spec: unet(UNetConfig(channels=[8, 16]), spec), (3, 8, 8)),
-    "unet, oblong, three levels": (lambda spec: unet(UNetConfig(channels=[4, 6, 9], blocks=2), spec), (1, 8, 12)),
-    "unet, one level, odd": (lambda spec: unet(UNetConfig(channels=[5], attention=False), spec), (1, 7, 7)),
+    "mlp": (lambda spec, **more: mlp(MLPConfig(width=16, blocks=2, **more), spec), (1, 8, 8)),
+    "mlp, oblong, colour": (lambda spec, **more: mlp(MLPConfig(width=17, blocks=1, **more), spec), (3, 5, 12)),
+    "unet": (lambda spec, **more: unet(UNetConfig(channels=[8, 16], **more), spec), (3, 8, 8)),
+    "unet, oblong, three levels": (
+        lambda spec, **more: unet(UNetConfig(channels=[4, 6, 9], blocks=2, **more), spec),
+        (1, 8, 12),
+    ),
+    "unet, one level, odd": (
+        lambda spec, **more: unet(UNetConfig(channels=[5], attention=False, **more), spec),
+        (1, 7, 7),
+    ),
 }
 every_network = pytest.mark.parametrize(("build", "shape"), CASES.values(), ids=CASES)
 
@@ -182,3 +188,17 @@ def test_training_on_one_image_of_each_class_learns_where_each_lies(build, shape
         guess = Field(trained, linear(), condition=labels).x1(x, 0.3)
     missed = (guess - images[labels]).square().mean().item()
     assert missed < 0.1 * (images[labels.flip(0)] - images[labels]).square().mean().item()
+
+
+@every_network
+def test_two_outputs_are_one_behind_the_other_in_the_channels(build, shape):
+    """The second has weights of its own: what is trained on the first alone leaves it as it was."""
+    network = awake(build(spec(shape), outputs=2))
+    x, t = state(4, shape)
+    out = network(x, t)
+    assert out.shape == (4, 2 * shape[0], *shape[1:])
+    last = list(network.leave.parameters())[-1]
+    (gradient,) = torch.autograd.grad(out[:, : shape[0]].sum(), last)
+    own, other = gradient.flatten().chunk(2)
+    assert (own != 0).all()
+    assert (other == 0).all()

@@ -13,8 +13,8 @@ from flowcore.paths import linear
 from flowcore.plugin import builtin
 from flowplat_images import plugin
 
-KINDS = {"data": "data", "network": "networks", "metric": "metrics", "preset": "presets",
-         "path": "paths", "time": "times", "solver": "solvers", "guidance": "guidance"}  # fmt: skip
+KINDS = {"data": "data", "network": "networks", "metric": "metrics", "preset": "presets", "path": "paths",
+         "time": "times", "solver": "solvers", "guidance": "guidance", "sampler": "samplers"}  # fmt: skip
 
 
 def registered(module, kind):
@@ -83,7 +83,8 @@ def test_everything_registered_is_there_and_its_options_are_described(kind):
 def test_a_preset_names_what_is_registered(preset):
     for key, kind in (("path", "path"), ("times", "time")):
         assert key not in preset or choice(preset[key])[0] in registered(builtin, kind)
-    assert choice(preset["sample"]["solver"])[0] in registered(builtin, "solver")
+    for kind in {"solver", "sampler"} & preset["sample"].keys():
+        assert choice(preset["sample"][kind])[0] in registered(builtin, kind)
     for guidance in preset["sample"].get("guidance", []):
         assert choice(guidance)[0] in registered(builtin, "guidance")
     assert preset["eval"]["metrics"]
@@ -94,7 +95,9 @@ def test_a_preset_names_what_is_registered(preset):
 def test_a_preset_fits_its_network_to_its_data(preset):
     images, network = built(preset)
     batch = everything(images.train(), 4)
-    assert network(batch.x1, torch.rand(4), batch.condition).shape == batch.x1.shape
+    outputs = 2 if preset.get("objective") == "interpolant" else 1
+    out = network(batch.x1, torch.rand(4), batch.condition)
+    assert out.shape == (4, outputs * batch.x1.shape[1], *batch.x1.shape[2:])
     guided = bool(preset["sample"].get("guidance"))
     assert guided == (images.spec().condition is not None) == (preset["train"].get("drop_condition", 0) > 0)
     assert ("class_accuracy" in preset["eval"]["metrics"]) == guided
@@ -113,7 +116,7 @@ def test_a_preset_learns(preset):
         x1 = training.x1[rows]
         x0, t = torch.randn(x1.shape, generator=draws), torch.rand(len(rows), generator=draws)
         labels = None if training.condition is None else training.condition[rows]
-        field = Field(network, linear(), condition=labels)
+        field = Field(lambda x, t, c: network(x, t, c)[:, : x.shape[1]], linear(), condition=labels)
         return (field(linear().interpolate(x0, x1, t), t) - (x1 - x0)).square().mean()
 
     @torch.no_grad()

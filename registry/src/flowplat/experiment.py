@@ -143,9 +143,9 @@ class Experiment:
         """
         try:
             batch = self._two().to(self.device)
-            self.chunk(network, 0, 1, 1, 0)
-            with torch.no_grad():
+            with torch.no_grad():  # first, as it says more plainly what does not fit
                 self.loss(network, batch, generator(0, "rehearse", device=self.device))
+            self.chunk(network, 0, 1, 1, 0)
         except ValueError as error:
             raise UsageError(str(error)) from error
         except FloatingPointError as error:

@@ -13,6 +13,10 @@ def register_paths(register: Register) -> None:
     register("linear_vp", f"{paths}:linear_vp", summary="alpha = t, variance preserving")
     register("vp", f"{paths}:vp", summary="the variance-preserving diffusion")
     register("ve", f"{paths}:ve", summary="the variance-exploding diffusion, EDM's noise levels")
+    register(
+        "interpolant", "flowcore.interpolants:interpolant",
+        summary="two data sets and noise between them, for objective and sampler interpolant",
+    )  # fmt: skip
 
 
 @hookimpl
@@ -79,6 +83,10 @@ def register_objectives(register: Register) -> None:
         "flow_guided", f"{distillation}:flow_guided", summary="one Euler step, and a teacher's second of two",
         uses=steps,
     )  # fmt: skip
+    register(
+        "interpolant", "flowcore.stochastic:objective", summary="velocity and denoiser of a stochastic interpolant",
+        uses=("path", "coupling", "times"),
+    )  # fmt: skip
 
 
 @hookimpl
@@ -86,4 +94,8 @@ def register_samplers(register: Register) -> None:
     register(
         "flow", "flowcore.samplers:flow", summary="the field, integrated from source to data",
         uses=("path", "predicts", "solver", "guidance"),
+    )  # fmt: skip
+    register(
+        "interpolant", "flowcore.stochastic:sampler",
+        summary="an interpolant's ODE, or with epsilon its SDE of the same marginals", uses=("path",),
     )  # fmt: skip

@@ -106,6 +106,15 @@ class Augmenting(Data, Protocol):
         undergoes what x1 does. The batch itself where the config asks for none."""
 
 
+class Sourced(Data, Protocol):
+    """A data set with samples at both ends, for flows from one set to another: the batches of its ``train()`` and
+    ``val()`` bring x0, and a sampler begins at what it draws instead of at noise."""
+
+    def draw_source(self, count: int, generator: torch.Generator) -> State:
+        """``count`` samples of the source, shaped like ``spec().state``, every draw from the generator (on any device):
+        held-out ones where there are any, so that what is measured was not trained on."""
+
+
 class Checkable(Data, Protocol):
     """What no run needs, and ``platform check`` uses where a data set has it, one or both; ``platform eval`` measures
     samples that are files with the second."""
@@ -146,11 +155,20 @@ class Parts:
     def field(
         self, network: Any, condition: State | None = None, index: Any = None, samples: int | None = None
     ) -> Field:
-        """``network`` read as a field along ``path``, told ``condition``."""
+        """``network`` read as a field along ``path``, told ``condition``. Raises ``UsageError`` for a path that is none
+        of a single field."""
         import torch
 
+        from flowcore.errors import UsageError
         from flowcore.field import Field
+        from flowcore.interpolants import Interpolant
         from flowcore.state import tree_map
+
+        if isinstance(self.path, Interpolant):
+            raise UsageError(
+                "path=interpolant has two fields, a velocity and a denoiser, which objective=interpolant learns and"
+                " sample.sampler=interpolant follows; set both, or another path"
+            )
 
         null = self.spec.null
         on_device = None if null is None else tree_map(lambda n: torch.as_tensor(n, device=self.device), null)

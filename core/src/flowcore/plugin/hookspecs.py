@@ -87,7 +87,8 @@ def register_metrics(register: Register) -> None:
 
 @hookspec
 def register_paths(register: Register) -> None:
-    """Probability paths: a function of its options that returns a ``flowcore.paths.Affine``."""
+    """Probability paths: a function of its options that returns a ``flowcore.paths.Affine``, or, for the objective and
+    the sampler ``interpolant``, a ``flowcore.interpolants.Interpolant``."""
 
 
 @hookspec

@@ -1,7 +1,7 @@
 """The networks: a residual MLP for tiny images, and a small UNet."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Leaf, Spec
 
+OUTPUTS = "images returned, one behind the other in the channels; 2 for objective=interpolant"
+
 
 class MLPConfig(BaseModel):
     """Options of the residual MLP."""
@@ -19,6 +21,7 @@ class MLPConfig(BaseModel):
 
     width: int = Field(384, ge=8, description="hidden units")
     blocks: int = Field(3, ge=1, description="residual blocks of two layers")
+    outputs: Literal[1, 2] = Field(1, description=OUTPUTS)
 
 
 class UNetConfig(BaseModel):
@@ -32,6 +35,7 @@ class UNetConfig(BaseModel):
     blocks: int = Field(1, ge=1, description="residual blocks at each resolution")
     attention: bool = Field(True, description="self-attention at the lowest resolution")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside residual blocks")
+    outputs: Literal[1, 2] = Field(1, description=OUTPUTS)
 
 
 class Embedding(nn.Module):
@@ -74,21 +78,21 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """(B, C, H, W) -> (B, C, H, W), every pixel seen by every unit."""
+    """(B, C, H, W) -> (B, outputs C, H, W), every pixel seen by every unit."""
 
-    def __init__(self, shape: tuple[int, ...], width: int, blocks: int, condition: Any) -> None:
+    def __init__(self, shape: tuple[int, ...], width: int, blocks: int, condition: Any, outputs: int = 1) -> None:
         super().__init__()
         self.embedding = Embedding(width, condition)
         self.enter = nn.Linear(math.prod(shape), width)
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(blocks))
-        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, math.prod(shape)))
+        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs * math.prod(shape)))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         embedding = F.silu(self.embedding(t, condition))
         hidden = self.enter(x.flatten(1))
         for block in self.blocks:
             hidden = block(hidden, embedding)
-        return self.leave(hidden).view_as(x)
+        return self.leave(hidden).view(len(x), -1, *x.shape[2:])
 
 
 def mlp(config: MLPConfig, spec: Spec) -> nn.Module:
@@ -96,7 +100,7 @@ def mlp(config: MLPConfig, spec: Spec) -> nn.Module:
     shape = _image(spec)
     if max(shape[1:]) > 12:
         raise UsageError(f"network=mlp is for images up to 12x12, these are {shape[1]}x{shape[2]}; use network=unet")
-    return MLP(shape, config.width, config.blocks, spec.condition)
+    return MLP(shape, config.width, config.blocks, spec.condition, config.outputs)
 
 
 class Block(nn.Module):
@@ -167,7 +171,7 @@ class UNet(nn.Module):
                 channels = size
             if level > 0:
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1)))
-        last = nn.Conv2d(channels, shape[0], 3, padding=1)
+        last = nn.Conv2d(channels, config.outputs * shape[0], 3, padding=1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         self.leave = nn.Sequential(_norm(channels), nn.SiLU(), last)

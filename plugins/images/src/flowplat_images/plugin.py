@@ -64,4 +64,9 @@ def register_presets(register: Register) -> None:
     register("slimflow-distilled", slim, summary="the small flow in one network call")
     register("ot-cfm", f"{presets}/ot-cfm.yaml", summary="digits on pairs of minibatch optimal transport")
     register("w-cfm", f"{presets}/w-cfm.yaml", summary="digits on weighted pairs, near optimal transport for nothing")
+    register(
+        "interpolant",
+        f"{presets}/interpolant.yaml",
+        summary="noise to digits by an ODE or any SDE, chosen after training",
+    )
     register("digits-by-class", by_class, summary="the digit you ask for, by classifier-free guidance")
