@@ -130,10 +130,25 @@ def test_what_an_import_leaves_behind_is_told(wind: Callable[..., None]) -> None
     with pytest.raises(AssertionError) as caught:  # not by `checks`, which imports it here too
         isolated.leaves_nothing_behind(["flowplat_wind.plugin", "flowplat_wind.data"])
     line = str(caught.value)
-    assert line.startswith("importing it asks the network for example.org, changes torch's random state, ")
-    for trace in ("changes torch's default dtype", "leaves the thread busy running", "writes cache.csv",
+    assert line.startswith("importing it asks the network for example.org, changes torch's default dtype, ")
+    for trace in ("changes torch's random state", "leaves the thread busy running", "writes cache.csv",
                   "prints 'made of wind'"):  # fmt: skip
         assert trace in line
+
+
+def test_what_a_library_draws_when_it_is_imported_is_not_the_plugins(
+    wind: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dice.py").write_text("import random\nSIX = random.randint(1, 6)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    wind(("data.py", "TURN = 0.1", "import dice\nTURN = 0.1"))
+    isolated.leaves_nothing_behind(["flowplat_wind.plugin", "flowplat_wind.data"])
+
+
+def test_what_a_plugin_draws_when_it_is_imported_is_told(wind: Callable[..., None]) -> None:
+    wind(("data.py", "TURN = 0.1", "import random\nrandom.random()\nTURN = 0.1"))
+    with pytest.raises(AssertionError, match="importing it changes python's random state;"):
+        isolated.leaves_nothing_behind(["flowplat_wind.plugin", "flowplat_wind.data"])
 
 
 FORGETFUL = """

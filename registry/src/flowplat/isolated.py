@@ -22,29 +22,45 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 """
 
 LEFT = """
-import importlib, json, os, random, sys, threading
+import contextlib, importlib, io, json, os, random, sys, threading
 import numpy, torch
 from flowcore.plugin.testing.offline import no_network
 
 def state():
     return {
-        "torch's random state": torch.get_rng_state().tolist(),
-        "numpy's random state": repr(numpy.random.get_state()),
-        "python's random state": repr(random.getstate()),
         "torch's number of threads": torch.get_num_threads(),
         "torch's default dtype": str(torch.get_default_dtype()),
         "torch's grad mode": torch.is_grad_enabled(),
         "the working directory": os.getcwd(),
     }
 
-before = state()
+def draws():
+    return {
+        "torch's random state": torch.get_rng_state().tolist(),
+        "numpy's random state": repr(numpy.random.get_state()),
+        "python's random state": repr(random.getstate()),
+    }
+
+def changed(before, after):
+    return [f"changes {name}" for name in before if before[name] != after[name]]
+
+names, before = sys.argv[1:], state()
 with no_network() as asked:
-    for name in sys.argv[1:]:
+    for name in names:
         importlib.import_module(name)
-after = state()
-done = [f"asks the network for {one}" for one in asked]
-done += [f"changes {name}" for name in before if before[name] != after[name]]
+done = [f"asks the network for {one}" for one in asked] + changed(before, state())
 done += [f"leaves the thread {one.name} running" for one in threading.enumerate() if one is not threading.main_thread()]
+# a library may draw when it is first imported, as rich does; what the plugin itself draws it draws a second time
+own = {name.partition(".")[0] for name in names} - {"flowcore", "flowplat"}
+for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+    del sys.modules[name]
+torch.manual_seed(417), numpy.random.seed(417), random.seed(417)
+before = draws()
+said = io.StringIO()  # what it prints it has printed
+with contextlib.suppress(Exception), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    for name in names:
+        importlib.import_module(name)  # or fails: there are modules that are imported once only
+done += changed(before, draws())
 print()
 print(json.dumps(done))
 """
