@@ -16,10 +16,32 @@ from flowcore.diagnostics import Transport, denoising_loss, diagnose, normalised
 from flowcore.distances import wasserstein
 from flowcore.field import Field
 from flowcore.losses import matching_loss
-from flowcore.paths import cosine, linear, vp
+from flowcore.paths import Product, cosine, linear, vp
 from flowcore.seeds import generator
 from flowcore.solvers import solve
 from flowcore.state import tree_map
+
+
+def test_the_first_order_defect_is_0_where_the_noise_is_constant():
+    """On a curved path too, where straightness is not: N(m, sd^2) with one point of data, whatever the network says."""
+    for path in (vp(), cosine(), linear()):
+        field = mixture(path, normal(1, 3), 0.0)  # all ways lead to the one point
+        x0 = path.initial(normal(6, 3, seed=1))
+        assert diagnostics.first_order_defect(field, x0, 20) < 1e-20
+        straight = transport(field, x0, 20).straightness
+        assert straight < 1e-20 if path.name == "linear" else straight > 0.1
+
+
+def test_the_first_order_defect_by_hand():
+    """e(x, t) = t on the linear path: e - e(0) = t at t = 0, 1/4, 1/2, 3/4, whatever the trajectory."""
+    field = Field(lambda x, t, c: t[:, None].expand_as(x), replace(linear(), start=0.2), "noise")
+    found = diagnostics.first_order_defect(field, normal(5, 3), 4)
+    assert found == pytest.approx(sum((0.2 * i) ** 2 for i in range(4)) / 4)
+    parts = Field(lambda x, t, c: {key: t[:, None].expand_as(leaf) for key, leaf in x.items()}, field.path, "noise")
+    assert diagnostics.first_order_defect(parts, {"a": normal(5, 3), "b": normal(5, 1)}, 4) == pytest.approx(found)
+    with pytest.raises(ValueError, match="affine"):
+        diagnostics.first_order_defect(Field(field.network, Product({"a": linear()})), normal(5, 3))
+
 
 TIMES = [0.05, 0.2, 0.5, 0.8, 0.95]
 

@@ -12,10 +12,12 @@ from flowcore import losses, paths, reflow, times
 from flowcore.closed_form import mixture
 from flowcore.couplings import Pairs
 from flowcore.data import Batch
-from flowcore.distillation import annealed, flow_guided, k_step, mixed, one_step
+from flowcore.distillation import annealed, flow_guided, k_step, mixed, one_step, phased
 from flowcore.errors import UsageError
 from flowcore.field import Field
+from flowcore.guidance import classifier_free
 from flowcore.objectives import matching
+from flowcore.phases import phased_loss
 from flowcore.plugin.contracts import Leaf, Parts, Spec
 from flowcore.seeds import generator
 from flowcore.solvers import solve
@@ -42,7 +44,7 @@ def parts(path=None, **more):
 def taught(network, path=None, guidance=(), **more):
     """Parts with a teacher."""
     own = parts(path, guidance=guidance, **more)
-    return parts(path, teacher=SimpleNamespace(network=network, parts=lambda: own))
+    return parts(path, teacher=SimpleNamespace(network=network, parts=lambda: own), **more)
 
 
 def straight(x, t, condition=None):
@@ -180,5 +182,74 @@ def test_a_teacher_whose_steps_lead_elsewhere_is_told():
         teacher = taught(Told(), its).teacher
         if its is None:
             teacher.parts = lambda: SimpleNamespace(path=None)
-        with pytest.raises(UsageError, match="takes steps of"):
-            flow_guided(parts(own, teacher=teacher))
+        for objective in (flow_guided, phased):
+            with pytest.raises(UsageError, match="takes steps of"):
+                objective(parts(own, teacher=teacher))
+
+
+# phases
+
+
+class Kept(nn.Module):
+    """The noise of the vp path through N(c, 1) data of which it keeps nothing: e(x) = w x."""
+
+    def __init__(self, w=0.5):
+        super().__init__()
+        self.w, self.asked = nn.Parameter(torch.tensor(w)), []
+
+    def forward(self, x, t, condition=None):
+        self.asked.append(t)
+        return self.w * x if condition is None else self.w * x + condition[:, None]
+
+
+def test_phased_is_the_loss_of_its_draws():
+    made, network = taught(Kept(0.3), paths.vp(beta_max=10.0), predicts="noise"), Kept()
+    weight = torch.rand(64, generator=generator(3))
+    found = phased(made, phases=3, teacher_steps=2)(network, Batch(X1, weight=weight), generator(0))
+    draws = generator(0)
+    x0 = made.path.draw_source(X1, draws)
+    number = (torch.arange(64) + torch.randint(3, (), generator=draws)) % 3
+    u = made.times(64, draws)
+    fields = made.field(network), made.field(made.teacher.network)
+    wanted = phased_loss(*fields, Pairs(x0, X1, weight), number, u, 3, 2, made.loss)
+    assert found.shape == (64,)
+    assert torch.equal(found, wanted)
+    assert made.teacher.network.w.grad is None
+
+
+def test_phases_share_a_batch_evenly_and_none_is_left_out_of_small_ones():
+    network, made = Kept(), taught(Kept(), paths.linear_vp(), predicts="velocity")
+    seen = []
+    for step in range(20):
+        phased(made, phases=4, teacher_steps=1)(network, Batch(X1[:2]), generator(0, step))
+        seen.append((network.asked[-1] * 4 / made.path.stop).long())
+    assert torch.cat(seen).unique().tolist() == [0, 1, 2, 3]
+    phased(made, phases=4, teacher_steps=1)(network, Batch(X1), generator(0))
+    assert torch.bincount((network.asked[-1] * 4 / made.path.stop).long()).tolist() == [16] * 4
+
+
+def test_phased_teachers_are_guided_as_in_their_own_run():
+    """Classifier-free guidance of w = 2 on e = w x + c is e = w x + 2 c - null."""
+    labels = LABELS.float()
+    spec = Spec(Leaf((3,)), Leaf(()), null=-1.0)
+    own = replace(parts(paths.cosine(), guidance=(classifier_free(2.0),), predicts="noise"), spec=spec)
+    plain = replace(own, guidance=())
+    guided = replace(own, teacher=SimpleNamespace(network=Kept(), parts=lambda: own))
+    by_hand = replace(own, teacher=SimpleNamespace(network=Kept(), parts=lambda: plain))
+    own, plain = (replace(one, path=replace(one.path, start=0.1)) for one in (own, plain))
+    guided, by_hand = (replace(one, path=own.path) for one in (guided, by_hand))
+    student = Kept()
+    found = phased(guided)(student, Batch(X1, labels), generator(0))
+    by_hand.teacher.network.forward = lambda x, t, c: 0.5 * x + (2 * c + 1)[:, None]
+    torch.testing.assert_close(found, phased(by_hand)(student, Batch(X1, labels), generator(0)), atol=1e-5, rtol=1e-4)
+
+
+def test_phases_that_cannot_be_are_told():
+    made = taught(Told())
+    for options in ({"phases": 0}, {"teacher_steps": 0}):
+        with pytest.raises(UsageError, match="there is at least one"):
+            phased(made, **options)
+    with pytest.raises(UsageError, match="one affine path"):
+        phased(replace(made, path=paths.Product({"a": paths.linear()})))
+    with pytest.raises(UsageError, match="ragged"):
+        phased(made)(Told(), Batch(X1, index=torch.zeros(64, dtype=torch.long), samples=1), generator(0))

@@ -48,6 +48,15 @@ def test_paths_start_where_the_sampler_starts(ring: Path, tmp_path: Path) -> Non
     assert found == pytest.approx(transport(experiment.parts.field(network), x0, 100).cost / 2, rel=1e-6)
 
 
+def test_the_first_order_defect_is_told_of_curved_paths(ring: Path, tmp_path: Path) -> None:
+    """e(x, t) = 3 everywhere keeps what e(x, t) = x does not."""
+    curved = ["path=vp", "predicts=noise", "sample.solver={name: exponential, order: 1}", "eval.metrics=[]"]
+    figure = measure(Linear(0.0, 3.0, 3.0), tmp_path, *curved)["paths"]["first_order_defect"]
+    assert (figure["value"], figure["floor"], figure["better"]) == (pytest.approx(0.0, abs=1e-12), 0.0, "lower")
+    assert measure(Linear(1.0, 0.0, 0.0), tmp_path, *curved)["paths"]["first_order_defect"]["value"] > 0.01
+    assert "first_order_defect" not in measure(Linear(0.0, 0.0, 0.0), tmp_path)["paths"]  # straightness says as much
+
+
 @pytest.mark.parametrize(("solver", "calls"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
 def test_nfe_counts_the_evaluations_of_the_network(solver: str, calls: int, ring: Path, tmp_path: Path) -> None:
     found = measure(Linear(0.0, 0.0, 0.0), tmp_path, f"sample.solver={solver}", "eval.steps=[3, 1, 3]")

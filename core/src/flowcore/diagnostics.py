@@ -6,6 +6,7 @@ The identity holds exactly for the N-step Euler sums too (Liu et al. 2022, arXiv
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 from flowcore.couplings import Pairs
 from flowcore.field import Field
 from flowcore.jacobian import EXACT, asymmetry, circle, line_integral, negative_mass, random_plane, to_rows
+from flowcore.paths import Affine
 from flowcore.solvers import Velocity, solve
-from flowcore.state import State, leaves, tree_map
+from flowcore.state import State, first_leaf, leaves, tree_map
 from flowcore.times import uniform
 
 
@@ -58,6 +60,26 @@ def transport(field: Velocity, x0: State, steps: int = 100) -> Transport:
     energy, straightness = (sums / (steps * n)).tolist()
     dimension = sum(leaf[0].numel() for leaf in leaves(x0))
     return Transport((_squared(move) / n).item(), energy, straightness, dimension)
+
+
+@torch.no_grad()
+def first_order_defect(field: Field, x0: State, steps: int = 100) -> float:
+    """E |e(x_t, t) - e(x_s, s)|^2 / d along the trajectories from ``x0`` at the path's start s, over ``steps`` times.
+
+    e = E[x0 | x_t] is the noise that the field sees. 0 exactly where one step of order 1 (``exponential(order=1)``, by
+    which the trajectories are followed) is as good as many, however curved they are; on the linear path that is where
+    they are straight. (Wang et al. 2024, arXiv 2410.07303.) Raises ``ValueError`` where the path is no affine one.
+    """
+    if not isinstance(field.path, Affine):
+        raise ValueError("the first-order defect is of an affine path, which has one sigma for all of the state")
+    times = torch.linspace(field.path.start, field.path.stop, steps + 1, dtype=torch.float64)
+    x, first, total = x0, None, torch.zeros((), dtype=torch.float64, device=first_leaf(x0).device)
+    for t, r in pairwise(times):
+        data, noise = field.x1(x, t), field.noise(x, t)
+        first = noise if first is None else first
+        total += _squared(tree_map(torch.sub, noise, first))
+        x = field.path.interpolate(noise, data, r)
+    return total.item() / (steps * sum(leaf.numel() for leaf in leaves(x0)))
 
 
 class PathEnergy(NamedTuple):

@@ -10,10 +10,11 @@ from torch import Tensor
 from flowcore.couplings import Pairs
 from flowcore.data import Batch
 from flowcore.errors import UsageError
-from flowcore.field import Field
 from flowcore.likelihood import gaussian_source
 from flowcore.objectives import matching
-from flowcore.plugin.contracts import Objective, Parts
+from flowcore.paths import Affine
+from flowcore.phases import phased_loss
+from flowcore.plugin.contracts import Objective, Parts, Trained
 from flowcore.reflow import flow_guided_loss, k_step_loss, one_step_loss
 from flowcore.state import tree_map
 
@@ -75,32 +76,57 @@ def flow_guided(parts: Parts, first_step: Literal["student", "teacher"] = "stude
     already."""
     if first_step not in ("student", "teacher"):
         raise UsageError(f"objective.first_step={first_step}: the first step is the student's or the teacher's")
-    taught = _teacher(parts, "flow_guided")
+    trained = _teacher(parts, "flow_guided")
 
     def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
-        student, teacher, pairs = parts.field(network, batch.condition), taught(batch), _given(batch, "flow_guided")
+        student, pairs = parts.field(network, batch.condition), _given(batch, "flow_guided")
+        teacher = trained.parts().field(trained.network, batch.condition)
         first = teacher if first_step == "teacher" else None
         return flow_guided_loss(student, teacher, pairs, generator, parts.loss, first)
 
     return loss
 
 
-def _teacher(parts: Parts, name: str) -> Any:
-    """The teacher's field under the condition of a batch. Raises ``UsageError`` where there is no teacher, or one that
-    goes by another path: a step of it would lead elsewhere."""
-    teacher = parts.teacher
-    if teacher is None:
+def phased(parts: Parts, phases: int = 4, teacher_steps: int = 10) -> Objective:
+    """A teacher's way through each of ``phases`` phases of the path in one step, learnt on the data and without pairs:
+    see ``flowcore.phases.phased_loss``. Times are drawn within the phases, which share a batch evenly. The teacher goes
+    ``teacher_steps`` steps through a phase under the guidance of its own run. Sample the student in as many steps as
+    there are phases, by solver ``exponential`` of order 1."""
+    for name, value in (("phases", phases), ("teacher_steps", teacher_steps)):
+        if value < 1:
+            raise UsageError(f"objective.{name}={value}: there is at least one")
+    if not isinstance(parts.path, Affine):
+        raise UsageError("objective phased goes along one affine path, and this is another kind")
+    teacher = _teacher(parts, "phased")
+
+    def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        if batch.index is not None:
+            raise UsageError("objective phased takes samples that are rows of a tensor, and these are ragged")
+        count, device = len(batch), generator.device
+        x0 = parts.path.draw_source(batch.x1, generator) if batch.x0 is None else batch.x0
+        first = torch.randint(phases, (), generator=generator, device=device)
+        number = (torch.arange(count, device=device) + first) % phases
+        u, its = parts.times(count, generator), teacher.parts()
+        field = its.field(teacher.network, batch.condition)
+        return phased_loss(
+            parts.field(network, batch.condition), field, Pairs(x0, batch.x1, batch.weight), number, u, phases,
+            teacher_steps, parts.loss, parts.times.weights(u), its.guidance, generator,
+        )  # fmt: skip
+
+    return loss
+
+
+def _teacher(parts: Parts, name: str) -> Trained:
+    """The teacher of a run. Raises ``UsageError`` where there is none, or one that goes by another path: a step of it
+    would lead elsewhere."""
+    if parts.teacher is None:
         raise UsageError(f"objective {name} asks the teacher for steps; set teacher.model or teacher.preset")
-    its = teacher.parts()
-    if its.path is None:
+    path = parts.teacher.parts().path
+    if path is None:
         raise UsageError(f"objective {name} takes steps of a flow, and the teacher's samples come in another way")
-    if _marks(its.path) != _marks(parts.path):
+    if _marks(path) != _marks(parts.path):
         raise UsageError(f"objective {name} takes steps of the teacher, which goes by another path; give both one path")
-
-    def field(batch: Batch) -> Field:
-        return its.field(teacher.network, batch.condition)
-
-    return field
+    return parts.teacher
 
 
 def _marks(path: Any) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from flowcore.data import Batch
-from flowcore.diagnostics import transport
+from flowcore.diagnostics import first_order_defect, transport
 from flowcore.errors import FlowError, InputError, PluginError, UsageError
+from flowcore.paths import Affine
 from flowcore.plugin.contracts import Figure, Measured
 from flowcore.plugin.testing.trees import fault
 from flowplat.components import one_line
@@ -111,22 +112,26 @@ def _measured(experiment: Experiment, samples: Batch, steps: int | None, folder:
 
 
 def _paths(experiment: Experiment, network: nn.Module, drawn: Batch | None) -> dict[str, Figure]:
-    """Transport cost and straightness over ``STEPS`` Euler steps, by the dimension of a sample; nothing where
-    the sampler follows no field."""
+    """Transport cost and straightness over ``STEPS`` Euler steps, by the dimension of a sample, and of a path that is
+    not straight the first-order defect, which says there what straightness cannot; nothing where the sampler follows
+    no field."""
     if drawn is None:
         return {}
+    path = experiment.parts.path
+    curved = isinstance(path, Affine) and not path.straight
     chunk = drawn.to(experiment.device)
     called = experiment.engine.called(network.eval(), experiment.config.sample.precision)
-    with progress("paths", 2 * STEPS, "call") as bar:  # they are walked twice
+    with progress("paths", (2 + curved) * STEPS, "call") as bar:  # they are walked twice, and once more for the defect
 
         def counted(*told: Any) -> Any:
             bar.update()
             return called(*told)
 
-        x0 = experiment.parts.path.initial(chunk.x0)
-        found = transport(experiment.parts.field(counted, chunk.condition), x0, STEPS)
+        x0, field = path.initial(chunk.x0), experiment.parts.field(counted, chunk.condition)
+        found = transport(field, x0, STEPS)
+        defect = first_order_defect(field, x0, STEPS) if curved else None
     d = found.dimension
-    return {
+    figures = {
         "straightness": Figure(
             found.straightness / d, floor=0.0, note="mean squared distance of the velocity from the chord, by dimension"
         ),
@@ -134,3 +139,8 @@ def _paths(experiment: Experiment, network: nn.Module, drawn: Batch | None) -> d
             found.cost / d, better="neither", note="mean squared length of the chord, by dimension"
         ),
     }
+    if defect is not None:
+        figures["first_order_defect"] = Figure(
+            defect, floor=0.0, note="mean squared change of the noise seen along the path, by dimension"
+        )
+    return figures

@@ -40,7 +40,7 @@ class EvalSettings(Settings):
         default_factory=lambda: [1, 4, 100], min_length=1, description="numbers of solver steps to compare"
     )
     metrics: list[Chosen] = Field(default_factory=list, description="the plugin's metrics")
-    paths: int = Field(512, ge=2, description="paths followed for transport cost and straightness")
+    paths: int = Field(512, ge=2, description="paths followed for transport cost, straightness and first-order defect")
 
 
 class PairSettings(Settings):

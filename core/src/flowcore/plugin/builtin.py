@@ -84,6 +84,10 @@ def register_objectives(register: Register) -> None:
         uses=steps,
     )  # fmt: skip
     register(
+        "phased", f"{distillation}:phased", summary="a teacher's way through each phase of a path in one step",
+        uses=("path", "times", "loss", "predicts"),
+    )  # fmt: skip
+    register(
         "interpolant", "flowcore.stochastic:objective", summary="velocity and denoiser of a stochastic interpolant",
         uses=("path", "coupling", "times"),
     )  # fmt: skip
