@@ -56,7 +56,8 @@ def test_a_field_gives_all_four_predictions_from_whichever_its_network_makes(pat
     x0, x1 = normal(shape, 1), normal(shape, 11)
     x = path.interpolate(x0, x1, t)
     for predicts in PREDICTIONS:
-        field = Field(lambda x, time, condition, own=predicts: path.target(own, x0, x1, time), path, predicts)
+        target = path.target(predicts, x0, x1, t)
+        field = Field(lambda x, time, condition, target=target: target, path, predicts)
         answers = {"velocity": field.velocity, "x1": field.x1, "noise": field.noise, "score": field.score}
         for kind, answer in answers.items():
             agree(answer(x, t), path.target(kind, x0, x1, t))
@@ -284,6 +285,56 @@ def test_with_condition_keeps_everything_else():
     moved = field.with_condition(5, index=wider, samples=3)
     assert moved.index is wider
     assert moved.samples == 3
+
+
+# the preconditioning of EDM
+
+
+MEAN = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+
+
+def exact_edm(std, sigma_data):
+    """The F of data N(m, std^2), which need not be what sigma_data says: from the exact denoiser on ``ve``."""
+    path = replace(paths.ve(1e4), sigma_data=sigma_data)
+    exact = mixture(path, MEAN, std)
+
+    def network(shown, told, condition):
+        s = (1 - told) / told
+        t = 1 - s / 1e4
+        x = shown * (s**2 + sigma_data**2).sqrt()[:, None]
+        return path.convert(exact.network.posterior(x, t), x, t, "x1", "edm")
+
+    return network
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "vp", "ve"])
+def test_the_weights_of_an_edm_network_are_a_velocity_field_on_any_path(name):
+    """Trained on ``ve``, it is on another path what ``change_path`` makes of it, and the exact field of the data."""
+    network, ve = exact_edm(0.6, 0.9), replace(paths.ve(1e4), sigma_data=0.9)
+    path = replace(PATHS[name], sigma_data=0.9)
+    own, moved = Field(network, path, "edm"), change_path(Field(network, ve, "edm"), path)
+    wanted = mixture(path, MEAN, 0.6)
+    x = normal((4, 3))
+    for t in (0.05, 0.3, PER_SAMPLE, 0.95):
+        agree(own.velocity(x, t), moved.velocity(x, t), rtol=1e-5, atol=1e-5)
+        agree(own.velocity(x, t), wanted.velocity(x, t), rtol=1e-5, atol=1e-5)
+
+
+def test_an_edm_network_on_linear_is_the_probability_flow_of_its_denoiser():
+    """v = (D(x / t; s) - x) / (1 - t) with s = (1 - t) / t, the initialisation of 2-Rectified Flow++."""
+    network = exact_edm(0.6, 0.9)
+    field = Field(network, replace(paths.linear(), sigma_data=0.9), "edm")
+    x, t, sd = normal((4, 3)), PER_SAMPLE[:, None], 0.9
+    s = (1 - t) / t
+    root = (s**2 + sd**2).sqrt()
+    denoised = sd**2 / root**2 * (x / t) + s * sd / root * network(x / t / root, PER_SAMPLE, None)
+    agree(field.velocity(x, PER_SAMPLE), (denoised - x) / (1 - t), rtol=1e-5)
+
+
+def test_an_edm_network_is_told_one_noise_ratio():
+    for kinds in ("edm", {"a": "edm", "b": "velocity"}):
+        with pytest.raises(ValueError, match="one noise ratio"):
+            Field(bent, Product({"a": paths.linear(), "b": paths.ve()}), kinds)
 
 
 # another path for the same model

@@ -69,6 +69,13 @@ def test_pseudo_huber_is_the_root_of_the_summed_square_less_its_offset_a_dimensi
 
 
 @each_shape
+def test_the_elementwise_pseudo_huber_is_a_mean_over_elements(shape):
+    a, b, c = normal(shape, 1), normal(shape, 2), 0.03
+    wanted = [(((a[i] - b[i]) ** 2 + c**2).sqrt() - c).mean().item() for i in range(4)]
+    torch.testing.assert_close(pseudo_huber(c, elementwise=True)(a, b), double(wanted))
+
+
+@each_shape
 def test_pseudo_huber_is_l2_over_2_c_n_near_zero_and_the_norm_over_n_far_away(shape):
     a, n, c = normal(shape, 1), math.prod(shape[1:]), 0.01
     d = normal(shape, 2)
@@ -130,6 +137,31 @@ def test_the_gradient_reaches_the_network_and_nothing_else():
     x = paths.linear().interpolate(pairs.x0, pairs.x1, PER_SAMPLE)
     wanted = 2 / 12 * (network(x) - (pairs.x1 - pairs.x0)).T @ x
     torch.testing.assert_close(network.weight.grad, wanted)
+
+
+# what is compared
+
+
+@each_path
+@pytest.mark.parametrize("predicts", PREDICTIONS)
+@pytest.mark.parametrize("compares", ["velocity", "x1", "noise"])
+def test_what_is_compared_may_be_another_kind_than_the_network_says(path, predicts, compares):
+    pairs, off = pairs_of((4, 3)), normal((4, 3), 5)
+    field = returning(off, path, predicts)
+    got = matching_loss(field, pairs, PER_SAMPLE, pseudo_huber(0.1), compares=compares)
+    said = path.convert(off, path.interpolate(pairs.x0, pairs.x1, PER_SAMPLE), PER_SAMPLE, predicts, compares)
+    torch.testing.assert_close(got, pseudo_huber(0.1)(said, path.target(compares, pairs.x0, pairs.x1, PER_SAMPLE)))
+    if compares == predicts:
+        assert torch.equal(got, matching_loss(field, pairs, PER_SAMPLE, pseudo_huber(0.1)))
+
+
+def test_the_velocity_of_an_edm_network_is_compared_at_the_weight_of_its_preconditioning():
+    """|v - u|^2 = sd^2 / R^2 |F - F*|^2 on the linear path, where the Wronskian is 1."""
+    path, pairs, off = paths.linear(), pairs_of((4, 3)), normal((4, 3), 5)
+    field = returning(off, path, "edm")
+    got, plain = (matching_loss(field, pairs, PER_SAMPLE, compares=kind) for kind in ("velocity", None))
+    sd, t = path.sigma_data, PER_SAMPLE
+    torch.testing.assert_close(got, plain * sd**2 / ((1 - t) ** 2 + t**2 * sd**2))
 
 
 # weights
@@ -272,9 +304,10 @@ def test_the_perceptual_distance_is_differentiated_through_the_network_and_weigh
     ("said", "asked"),
     [((4, 1), (4, 3)), ((4,), (4, 3)), ((4, 3), (4,)), ((1, 3), (4, 3)), ((4, 1, 3, 3), (4, 2, 3, 3))],
 )
-def test_an_output_of_another_shape_is_refused_rather_than_broadcast(said, asked):
+@pytest.mark.parametrize("compares", [None, "x1"])
+def test_an_output_of_another_shape_is_refused_rather_than_broadcast(said, asked, compares):
     with pytest.raises(ValueError, match="returned") as error:
-        matching_loss(returning(normal(said)), pairs_of(asked), PER_SAMPLE)
+        matching_loss(returning(normal(said)), pairs_of(asked), PER_SAMPLE, compares=compares)
     assert str(said) in str(error.value)
     assert str(asked) in str(error.value)
 

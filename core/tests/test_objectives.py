@@ -1,5 +1,7 @@
 """objectives: what the core minimises, against its losses called by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -52,6 +54,17 @@ def test_matching_takes_the_pairs_it_is_given():
     t = made.times(64, generator(0))
     wanted = losses.matching_loss(made.field(network), couplings.Pairs(x0, X1, weight), t.float(), made.loss)
     assert torch.equal(found, wanted)
+
+
+def test_matching_compares_what_it_is_told_to():
+    made, network = replace(parts(), predicts="edm"), Told()
+    found = matching(made, compares="velocity")(network, Batch(X1, LABELS), generator(0))
+    draws = generator(0)
+    pairs = couplings.Pairs(made.path.draw_source(X1, draws), X1)
+    t = made.times(64, draws)
+    wanted = losses.matching_loss(made.field(network, LABELS), pairs, t.float(), made.loss, compares="velocity")
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, matching(made)(network, Batch(X1, LABELS), generator(0)))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

@@ -230,6 +230,84 @@ def test_what_a_network_predicts_becomes_a_velocity_at_the_end_where_it_is_known
         agree(path.convert(path.target(given, x0, x1, t), x, t, given, "velocity"), path.target("velocity", x0, x1, t))
 
 
+# the preconditioning of EDM
+
+
+@each_path
+def test_the_edm_prediction_is_the_output_of_edms_preconditioning(path):
+    """c_skip y + c_out F at c_in y, for y = x_t / alpha at the noise level s = sigma / alpha."""
+    path, sd, t = replace(path, sigma_data=0.8), 0.8, TIMES["per sample"]
+    x, F = normal((5, 3), 3), normal((5, 3), 4)
+    alpha, s = path.alpha(t)[:, None], (path.sigma(t) / path.alpha(t))[:, None]
+    y, root = x / alpha, (s**2 + sd**2).sqrt()
+    denoised = sd**2 / root**2 * y + s * sd / root * F
+    agree(path.convert(F, x, t, "edm", "x1"), denoised)
+    agree(path.convert(F, x, t, "edm", "velocity"), path.convert(denoised, x, t, "x1", "velocity"))
+    shown, told = path.shown(x, t)
+    agree(shown, y / root)
+    agree(told, (1 / (1 + s)).flatten())
+    for kind in ("velocity", "x1", "noise", "score"):
+        agree(path.convert(path.convert(F, x, t, "edm", kind), x, t, kind, "edm"), F)
+
+
+@each_path
+def test_the_squared_error_of_the_edm_prediction_is_edms_weighted_loss(path):
+    t, (x0, x1), F = TIMES["per sample"], pair((5, 3)), normal((5, 3), 4)
+    x, sd = path.interpolate(x0, x1, t), path.sigma_data
+    s = (path.sigma(t) / path.alpha(t))[:, None]
+    weight = (s**2 + sd**2) / (s * sd) ** 2
+    denoised = path.convert(F, x, t, "edm", "x1")
+    agree(weight * (denoised - x1).square(), (F - path.target("edm", x0, x1, t)).square())
+
+
+@pytest.mark.parametrize("name", ["linear", "linear with floor", "cosine", "ve"])
+@pytest.mark.parametrize("t", [0.0, 1.0])
+def test_the_edm_prediction_is_finite_at_both_ends(name, t):
+    path, (x0, x1) = PATHS[name], pair((5, 3))
+    x, F = path.interpolate(x0, x1, t), path.target("edm", x0, x1, t)
+    agree(path.convert(F, x, t, "edm", "velocity"), path.target("velocity", x0, x1, t))
+    end = torch.tensor(t, dtype=torch.float64)
+    shown, told = path.shown(x, end)
+    assert torch.isfinite(shown).all()
+    assert 0 <= told.item() <= 1
+
+
+def test_gaussian_data_of_the_given_deviation_have_the_edm_prediction_zero_and_unit_inputs_and_targets():
+    """What the preconditioning is for: E[F* | x_t] = 0, and x_t / R and F* have variance 1 at all noise levels."""
+    path, n = paths.ve(), 40_000
+    x0, x1 = normal((n, 1), 1), path.sigma_data * normal((n, 1), 2)
+    for sigma in (0.01, 0.5, 20.0):
+        t = torch.tensor(1 - sigma / 80, dtype=torch.float64)
+        x, target = path.interpolate(x0, x1, t), path.target("edm", x0, x1, t)
+        shown = path.shown(x, t)[0]
+        assert shown.var().item() == pytest.approx(1, rel=0.03)
+        assert target.var().item() == pytest.approx(1, rel=0.03)
+        assert (shown * target).mean().item() == pytest.approx(0, abs=0.03)
+
+
+def test_what_an_edm_network_is_shown_depends_on_the_ratio_of_data_to_noise_and_on_nothing_else():
+    x0, x1 = pair((5, 3))
+    seen = []
+    for path in PATHS.values():
+        a, s = torch.tensor([0.3, 0.5, 0.7, 0.9, 0.98], dtype=torch.float64), torch.linspace(0.9, 0.1, 5).double()
+        t = path.inverse(a, s)
+        seen.append((path.shown(path.interpolate(x0, x1, t), t), path.target("edm", x0, x1, t)))
+    for (shown, told), target in seen:
+        agree(shown, seen[0][0][0], 1e-6)
+        agree(told, seen[0][0][1], 1e-6)
+        agree(target, seen[0][1], 1e-6)
+
+
+def test_a_dict_and_ragged_rows_are_shown_at_the_time_of_their_sample():
+    path, t = paths.cosine(), torch.tensor([0.3, 0.8], dtype=torch.float64)
+    index = {"atoms": torch.tensor([0, 0, 1, 0, 1]), "cell": None}
+    x = normal({"atoms": (5, 3), "cell": (2, 6)})
+    shown, told = path.shown(x, t, index)
+    agree(shown["atoms"], path.shown(x["atoms"], t[index["atoms"]])[0])
+    agree(shown["cell"], path.shown(x["cell"], t)[0])
+    assert told.shape == (2,)
+
+
 @pytest.mark.parametrize("given", PREDICTIONS)
 @pytest.mark.parametrize("wanted", PREDICTIONS)
 def test_ragged_rows_are_converted_at_the_time_of_their_sample(given, wanted):
@@ -258,7 +336,7 @@ def test_a_dict_state_takes_an_index_for_each_leaf():
 
 def test_an_unknown_prediction_is_named_with_the_known_ones():
     path, x = paths.linear(), normal((5, 3))
-    known = "'epsilon'; one of velocity, x1, noise, score"
+    known = "'epsilon'; one of velocity, x1, noise, score, edm"
     with pytest.raises(ValueError, match=known):
         path.target("epsilon", x, x, 0.5)
     for kind in PREDICTIONS:
@@ -376,6 +454,51 @@ def test_the_radius_of_the_student_source_is_that_of_the_augmented_poisson_flow(
     N = x.shape[1]
     radius = x.square().sum(1) / dimension
     assert stats.kstest(radius.numpy(), stats.betaprime(N / 2, dimension / 2).cdf).pvalue > 0.01
+
+
+def test_ve_of_a_dimension_draws_the_poisson_flows_source_and_one_of_none_the_gaussian():
+    """E R^2 = sigma^2 N D / (D - 2) for D > 2; as D grows R becomes sigma chi_N."""
+    like, N = torch.zeros(20_000, 16, dtype=torch.float64), 16
+    for D in (16, 64):
+        radius = paths.ve(dimension=D).draw_source(like, draws()).square().sum(1)
+        assert radius.mean().item() == pytest.approx(N * D / (D - 2), rel=0.03)
+    radius = paths.ve(dimension=1e6).draw_source(like, draws()).norm(dim=1)
+    shares = torch.tensor([0.01, 0.1, 0.5, 0.9, 0.99], dtype=torch.float64)
+    wanted = torch.from_numpy(stats.chi(N).ppf(shares.numpy()))
+    torch.testing.assert_close(radius.quantile(shares), wanted, rtol=0.01, atol=0)
+    assert torch.equal(paths.ve().draw_source(like, draws()), gaussian(like, draws()))
+    with pytest.raises(ValueError, match="no score"):  # an SDE would be wrong in silence
+        paths.ve(dimension=3).convert(like, like, 0.5, "x1", "score")
+    for D in (0, -1):
+        with pytest.raises(ValueError, match="dimension must be positive"):
+            paths.ve(dimension=D)
+
+
+def test_the_optimal_denoiser_of_a_finite_set_is_its_mean_under_the_poisson_kernel():
+    """E[x1 | x_t] by importance sampling of the path, against weights (|x - y|^2 + r^2)^(-(N + D) / 2).
+
+    r^2 = sigma^2 D. As D grows the weights become the Gaussian softmax.
+    """
+    points, sigma, D, N = normal((4, 2), 3), 0.7, 3, 2
+    path = paths.ve(dimension=D)
+    t = torch.tensor(1 - sigma / 80, dtype=torch.float64)
+
+    def posterior(x, D):
+        squares = torch.cdist(x, points).square()
+        if D is None:
+            return (-squares / (2 * sigma**2)).softmax(1) @ points
+        return (-(N + D) / 2 * (squares + sigma**2 * D).log()).softmax(1) @ points
+
+    n = 400_000
+    number = torch.randint(4, (n,), generator=generator(1))
+    x1 = points[number]
+    x = path.interpolate(path.draw_source(x1, draws()), x1, t)
+    bins = (x / 0.5).floor().long()
+    for cell in (0, 0), (1, -1), (-2, 1):
+        here = (bins == torch.tensor(cell)).all(1)
+        assert here.sum() > 3000
+        torch.testing.assert_close(x1[here].mean(0), posterior(x[here], D).mean(0), rtol=0, atol=0.04)
+    torch.testing.assert_close(posterior(x[:50], 1e7), posterior(x[:50], None), rtol=0, atol=1e-5)
 
 
 def test_the_direction_of_the_student_source_is_uniform_and_free_of_the_radius():

@@ -1,9 +1,12 @@
 """samplers: the field integrated from source to data."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from flowcore import guidance, paths, solvers
+from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Leaf, Parts, Spec
 from flowcore.samplers import empty, flow
 from flowcore.seeds import generator
@@ -49,6 +52,39 @@ def test_the_network_is_told_the_condition_and_guidance_steers():
     assert all(one is wish for one in told)
     assert drawn.condition is wish
     assert torch.allclose(drawn.x1, drawn.x0 + 3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ve", "linear", "cosine"])
+def test_the_steps_of_rho_end_at_edms_noise_levels_on_any_path(name):
+    path, told = getattr(paths, name)(), []
+
+    def network(x, t, condition):
+        told.append(float(t[0]))
+        return torch.zeros_like(x)
+
+    sampler = flow(replace(parts(path=path, solver=solvers.heun(correct_last=False)), predicts="edm"), rho=7)
+    drawn = sampler(network, None, 2, 18, generator(0))
+    assert drawn.extra["calls"] == 35
+    ratios = [(1 - tau) / tau if tau else float("inf") for tau in told]
+    top, bottom = 80 ** (1 / 7), 0.002 ** (1 / 7)
+    levels = [(top + i / 17 * (bottom - top)) ** 7 for i in range(18)]
+    assert ratios[2:35:2] == pytest.approx(levels[1:], rel=2e-3)  # told in single precision
+    assert ratios[1:34:2] == pytest.approx(levels[1:], rel=2e-3)
+    start = torch.tensor(path.start)
+    assert told[0] == pytest.approx((path.alpha(start) / (path.alpha(start) + path.sigma(start))).item())
+
+
+def test_rho_with_levels_that_do_not_descend_or_the_path_has_not_is_refused():
+    for path, levels, told in (
+        (paths.linear(), {"sigma_min": 1, "sigma_max": 0.5}, "make no noise levels"),
+        (paths.ve(5.0), {}, "sigma_max=80 are not within the noise levels of path ve, 0 to 5"),
+        (paths.vp(), {}, "sigma_min=0.002 to sigma_max=80 are not within the noise levels of path vp, 0.0105 to 152"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            flow(parts(path=path), rho=7, **levels)(lambda x, t, c: x, None, 2, 4, generator(0))
+    product = paths.Product({"a": paths.linear()})
+    with pytest.raises(UsageError, match=r"sample\.sampler\.rho"):
+        flow(parts(path=product), rho=7)
 
 
 def test_a_path_that_starts_elsewhere_is_followed_from_there():

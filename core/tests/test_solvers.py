@@ -1,6 +1,7 @@
 """Solvers against flows that are known exactly: dx/dt = -x, Gaussians, finite sets of points, straight lines."""
 
 import gc
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from flowcore.solvers import (
     euler_maruyama,
     exponential,
     heun,
+    kept_noise,
     midpoint,
     rk4,
     solve,
@@ -203,6 +205,7 @@ def test_dopri5_stays_within_the_grid(name, times):
         (euler_maruyama(0.5), 10),
         (exponential(1), 10),
         (exponential(2), 10),
+        (kept_noise(), 10),
     ],
 )
 def test_calls(method, calls):
@@ -302,6 +305,38 @@ def test_edm_grid(steps):
     levels = [(top + i / max(steps - 1, 1) * (bottom - top)) ** 7 for i in range(steps)] + [0]
     assert [80 * (1 - t) for t in times] == pytest.approx(levels, abs=1e-12)
     assert (times[0], times[-1]) == (0, 1)
+
+
+# --- the noise kept
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "ve"])
+def test_kept_noise_goes_from_one_prediction_of_the_data_to_the_next_with_the_first_noise(name):
+    path, seen = PATHS[name], []
+    field = gaussian(path)
+    x0 = normal(3, 2)
+    step = kept_noise()
+    end = solve(field, path.initial(x0), 3, step, callback=lambda i, t, x: seen.append((t, x)))
+    for (t, x), (r, after) in itertools.pairwise(seen):
+        torch.testing.assert_close(after, path.interpolate(x0, field.x1(x, t), r))
+    torch.testing.assert_close(end, field.x1(seen[2][1], seen[2][0]))  # no noise is left at t = 1
+    other = path.initial(x0 + 1)  # a solve forgets the one before
+    torch.testing.assert_close(solve(field, other, 3, step), solve(field, other, 3, kept_noise()))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_kept_noise_is_exact_for_a_single_data_point(steps):
+    """As is Euler, whose steps it takes where the field is straight."""
+    field = Field(lambda x, t, condition: torch.ones_like(x), paths.linear(), "x1")
+    x0, grid = normal(4, 2), time_grid(steps, 0, 0.9)
+    kept = solve(field, x0, grid, kept_noise())
+    torch.testing.assert_close(kept, 0.9 * torch.ones_like(x0) + 0.1 * x0)
+    torch.testing.assert_close(solve(field, x0, grid, "euler"), kept)
+
+
+def test_kept_noise_goes_forwards_only():
+    with pytest.raises(ValueError, match="from noise to data"):
+        solve(gaussian(paths.linear()), normal(2, 2), time_grid(3).flip(0), kept_noise())
 
 
 # --- backward in time

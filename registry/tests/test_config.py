@@ -277,7 +277,7 @@ def test_an_option_that_went_with_its_component_is_blamed_on_who_took_it_away(in
         ("train.ema=1", "should be less than 1, not 1"),
         ("train=5", "should be a valid dictionary"),
         ("train.steps.more=5", "should be a valid integer, not {'more': 5}"),
-        ("predicts=speed", "should be 'velocity', 'x1', 'noise' or 'score', not 'speed'"),
+        ("predicts=speed", "should be 'velocity', 'x1', 'noise', 'score' or 'edm', not 'speed'"),
         ("eval.steps=[]", "should have at least 1 item"),
         ("eval.steps=[1, 0]", "should be greater than or equal to 1, not 0"),
         ("eval.metrics=radius", "should be a"),
@@ -479,6 +479,20 @@ def test_what_was_set_for_another_objective_is_passed_over(normal: Path, tmp_pat
     file = write(tmp_path / "both.yaml", "objective: likelihood\ntimes: logit_normal\n")
     (line,) = faults("normal", file=file)
     assert line.startswith(f"times ({file}): is used by neither ")
+
+
+def test_the_standard_deviation_of_the_data_is_for_edm_alone(normal: Path, tmp_path: Path) -> None:
+    assert resolve("ring", ["predicts=edm", "sigma_data=2"]).sigma_data == 2
+    told = "is used by predicts=edm alone; leave it out, or say sigma_data=null"
+    assert faults("ring", ["sigma_data=2"]) == [f"sigma_data (command line): {told}"]
+    assert faults("normal", ["sigma_data=2"]) == [f"sigma_data (command line): {told}"]
+    (line,) = faults("ring", ["predicts=edm", "sigma_data=0"])
+    assert line.startswith("sigma_data (command line): should be greater than 0")
+    file = write(tmp_path / "edm.yaml", "predicts: edm\nsigma_data: 2.0\n")
+    assert resolve("ring", file=file).sigma_data == 2
+    assert resolve("ring", ["predicts=x1"], file=file).sigma_data is None  # it was for what predicts was before
+    write(file, "predicts: x1\nsigma_data: 2.0\n")
+    assert faults("ring", file=file) == [f"sigma_data ({file}): {told}"]
 
 
 @pytest.mark.parametrize("key", ["path", "coupling", "times", "loss", "sample.solver", "predicts"])

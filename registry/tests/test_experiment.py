@@ -253,3 +253,17 @@ def test_a_compiled_network_draws_the_samples_of_the_network_itself(ring: Path) 
     network = compiled.network()
     compiled.chunk(network, 0, 4, 1, 0)
     assert set(network.state_dict()) == set(plain.network().state_dict())  # what is saved has the names it had
+
+
+def test_a_run_gives_its_path_the_standard_deviation_of_the_data(ring: Path) -> None:
+    one = experiment("predicts=edm", "sigma_data=2", "path=ve")
+    assert one.parts.path.sigma_data == 2
+    assert experiment("predicts=edm").parts.path.sigma_data == 0.5
+    pairs, seen = one.source.batch(torch.arange(4), generator(0)), []
+
+    def network(x: torch.Tensor, t: torch.Tensor, condition: object) -> torch.Tensor:
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    one.loss(network, pairs, generator(1))
+    assert seen[0].std() < 5  # of x_t / R, where x_t has up to 80

@@ -5,13 +5,13 @@
 all from the one thing the network predicts, through ``path.convert``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowcore.paths import Affine, Path
+from flowcore.paths import Affine, Path, Product
 from flowcore.prediction import Prediction
 from flowcore.state import State, expand, first_leaf, leaves, tree_map
 
@@ -19,7 +19,8 @@ Network = Callable[[State, Tensor, Any], State]
 
 
 class Field:
-    """``Field(network, path, predicts)``; the network is called as ``network(x, t, condition)`` with t of shape (B,).
+    """``Field(network, path, predicts)``; the network is called as ``network(x, t, condition)`` with t of shape (B,),
+    or, where it predicts ``edm``, with what ``Affine.shown`` makes of x and t.
 
     ``condition`` is what the network is told (labels, a prompt, a mask) for this batch; ``null`` is the value of one
     sample's condition that tells it nothing, for classifier-free guidance. ``index`` is the ragged index, ``samples``
@@ -37,6 +38,11 @@ class Field:
         index: Any = None,
         samples: int | None = None,
     ) -> None:
+        kinds = predicts.values() if isinstance(predicts, Mapping) else (predicts,)
+        if isinstance(path, Product) and "edm" in kinds:
+            raise ValueError(
+                "predicts=edm tells the network one noise ratio, and a product of paths has one for each part"
+            )
         self.network = network
         self.path = path
         self.predicts: Prediction = predicts
@@ -73,6 +79,8 @@ class Field:
         time = torch.as_tensor(t, dtype=leaf.dtype, device=leaf.device)
         if time.ndim == 0:
             time = time.expand(leaf.shape[0] if self.samples is None else self.samples)
+        if self.predicts == "edm":
+            x, time = self.path.shown(x, time, self.index)  # type: ignore[union-attr]  # not a product, see __init__
         return self.network(x, time, self.condition)
 
     def velocity(self, x: State, t: float | Tensor) -> State:

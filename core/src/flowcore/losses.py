@@ -13,7 +13,8 @@ from torch import Tensor
 
 from flowcore.couplings import Pairs
 from flowcore.field import Field
-from flowcore.state import State, branch
+from flowcore.prediction import Prediction
+from flowcore.state import State, branch, tree_map
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 Perceptual = Callable[[State, State, Tensor], Tensor]
@@ -28,14 +29,18 @@ def l2() -> Metric:
     return metric
 
 
-def pseudo_huber(c: float = 0.00054) -> Metric:
+def pseudo_huber(c: float = 0.00054, elementwise: bool = False) -> Metric:
     """(sqrt(|d|^2 + (c n)^2) - c n) / n for a difference d of n numbers: (B, ...) -> (B,).
 
-    Like |d|^2 / (2 c n^2) near zero, like |d| / n far from it (Lee et al. 2024, arXiv 2405.20320).
+    Like |d|^2 / (2 c n^2) near zero, like |d| / n far from it (Lee et al. 2024, arXiv 2405.20320). ``elementwise`` is
+    the mean of sqrt(d_i^2 + c^2) - c instead (Wang et al. 2024, arXiv 2410.07303).
     """
 
     def metric(prediction: Tensor, target: Tensor) -> Tensor:
         difference = _rows(prediction - target)
+        if elementwise:
+            squares = difference.square()
+            return (squares / ((squares + c * c).sqrt() + c)).mean(1)
         n = difference.shape[1]
         squared = difference.square().sum(1)
         return squared / ((squared + (c * n) ** 2).sqrt() + c * n) / n  # the difference of roots, without cancellation
@@ -56,18 +61,25 @@ def matching_loss(
     index: Any = None,
     weight: Tensor | None = None,
     perceptual: Perceptual | None = None,
+    compares: Prediction | None = None,
 ) -> Tensor:
     """The matching loss per sample, shape (B,), multiplied by the pairs' weights over their mean.
 
     ``t`` has shape (B,). A dict state adds up the losses of its leaves; in a ragged leaf the rows of a sample are
-    averaged first, so a large molecule weighs as much as a small one. ``perceptual(x1_prediction, x1, t) -> (B,)`` is
-    added: a distance between the data and what the field makes of x_t. ``weight`` (B,) multiplies the sum (importance
-    of t, ``times.weights(t)``). Raises ``ValueError`` where the network's output has another shape than its input.
+    averaged first, so a large molecule weighs as much as a small one. ``compares`` names the kind of prediction that
+    ``metric`` is of, where it is not the network's own: both are converted into it.
+    ``perceptual(x1_prediction, x1, t) -> (B,)`` is added: a distance between the data and what the field makes of x_t.
+    ``weight`` (B,) multiplies the sum (importance of t, ``times.weights(t)``). Raises ``ValueError`` where the
+    network's output has another shape than its input.
     """
     x = field.path.interpolate(pairs.x0, pairs.x1, t, index)
     prediction = field.predict(x, t)
-    target = field.path.target(field.predicts, pairs.x0, pairs.x1, t, index)
-    loss = _compare(prediction, target, metric or l2(), index, t.shape[0])
+    tree_map(_agree, prediction, x)  # before anything is broadcast in silence
+    said, kind = prediction, field.predicts
+    if compares is not None:
+        said, kind = field.path.convert(prediction, x, t, field.predicts, compares, index), compares
+    target = field.path.target(kind, pairs.x0, pairs.x1, t, index)
+    loss = _compare(said, target, metric or l2(), index, t.shape[0])
     if perceptual is not None:
         loss = loss + perceptual(field.path.convert(prediction, x, t, field.predicts, "x1", index), pairs.x1, t)
     if weight is not None:
@@ -77,12 +89,15 @@ def matching_loss(
     return loss
 
 
+def _agree(prediction: Tensor, x: Tensor) -> None:
+    if prediction.shape != x.shape:
+        raise ValueError(f"the network returned {tuple(prediction.shape)} for a state of {tuple(x.shape)}")
+
+
 def _compare(prediction: State, target: State, metric: Metric, index: Any, samples: int) -> Tensor:
     if not isinstance(target, Tensor):
         parts = [_compare(prediction[key], target[key], metric, branch(index, key), samples) for key in target]
         return torch.stack(parts).sum(0)
-    if prediction.shape != target.shape:
-        raise ValueError(f"the network returned {tuple(prediction.shape)} for a state of {tuple(target.shape)}")
     rows = metric(prediction, target)
     if index is None:
         return rows

@@ -1,6 +1,6 @@
 """What a run minimises where its plugin brings nothing else: the matching loss of a path."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,11 +12,12 @@ from flowcore.plugin.contracts import Objective, Parts
 from flowcore.state import tree_map
 
 
-def matching(parts: Parts) -> Objective:
+def matching(parts: Parts, compares: Literal["velocity", "x1", "noise"] | None = None) -> Objective:
     """E[w(t) metric(network(x_t, t, condition), target)]: see ``flowcore.losses.matching_loss``.
 
     The batch brings x0 where a coupling has paired it; independent noise is drawn here, on the device. A share
-    ``drop_condition`` of the conditions is replaced by the null condition.
+    ``drop_condition`` of the conditions is replaced by the null condition. ``compares`` is what ``metric`` is of, where
+    that is not what the network predicts: 2-Rectified Flow++ compares the velocity of an edm network.
     """
     path, times, metric = parts.path, parts.times, parts.loss
 
@@ -29,7 +30,7 @@ def matching(parts: Parts) -> Objective:
             keep = tree_map(lambda c, n: torch.where(_wide(dropped, c), n, c), field.condition, field.null_condition())
             field = field.with_condition(keep)
         pairs = Pairs(x0, batch.x1, batch.weight)
-        return matching_loss(field, pairs, t.float(), metric, batch.index, times.weights(t))
+        return matching_loss(field, pairs, t.float(), metric, batch.index, times.weights(t), compares=compares)
 
     return loss
 

@@ -4,6 +4,14 @@
 
 A network may predict the velocity v = E[u | x_t], the data x1 = E[x1 | x_t], the noise e = E[x0 | x_t], or the score
 q = -e / sigma (Gaussian source only). Any one gives the others; ``Affine.convert`` is the only place that does it.
+A fifth prediction is the output F of EDM's preconditioning (Karras et al. 2022, arXiv 2206.00364). With sd the data's
+standard deviation and R^2 = sigma^2 + alpha^2 sd^2, the network is shown x_t / R and
+
+    x1 = (alpha sd^2 x_t + sigma sd R F) / R^2,      e = (sigma x_t - alpha sd R F) / R^2,
+
+which is c_skip y + c_out F of y = x_t / alpha at the noise level sigma / alpha. Nothing is divided by alpha or sigma,
+so that both ends are reached; F has unit variance at all t, and its squared error is EDM's weighted loss. As the
+network is shown the same at one ratio alpha : sigma on every path, its weights are a model on all of them.
 Sources: Lipman et al. 2023 (arXiv 2210.02747), Albergo et al. 2023 (arXiv 2303.08797).
 """
 
@@ -42,6 +50,7 @@ def student_t(dimension: float) -> Source:
         chi2 = 2 * torch._standard_gamma(shape, generator=generator)  # torch.distributions takes no generator
         return z * (dimension / chi2).sqrt().to(like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
 
+    draw.scoreless = True  # type: ignore[attr-defined]
     return draw
 
 
@@ -53,7 +62,8 @@ class Affine:
     ``start`` and ``stop`` bound the times a sampler may use: they leave out an end at which a coefficient is infinite
     or the velocity says nothing of the data. ``slopes`` are alpha' and sigma' where they are constant: multiplying a
     batch by a number is many times quicker than by a number for each sample. ``straight`` says that alpha = t and
-    sigma = 1 - t, which is one operation instead of four. All methods take states (tensors or dicts), ``t`` scalar or
+    sigma = 1 - t, which is one operation instead of four. ``sigma_data`` is the data's standard deviation, which the
+    prediction ``edm`` alone needs. All methods take states (tensors or dicts), ``t`` scalar or
     (B,), and an optional ragged ``index``.
     """
 
@@ -68,6 +78,7 @@ class Affine:
     stop: float = 1.0
     slopes: tuple[float, float] | None = None
     straight: bool = False
+    sigma_data: float = 0.5
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(alpha, sigma, alpha', sigma') at ``t``, each of t's shape."""
@@ -80,6 +91,22 @@ class Affine:
     def draw_source(self, like: State, generator: torch.Generator) -> State:
         """x0 from the source distribution, shaped like ``like``."""
         return tree_map(lambda leaf: self.source(leaf, generator), like)
+
+    def shown(self, x: State, t: Tensor, index: Any = None) -> tuple[State, Tensor]:
+        """What a network that predicts ``edm`` is shown of (x_t, t): x_t / R, and alpha / (alpha + sigma).
+
+        That is the time at which the linear path has this ratio of data to noise: in [0, 1], and finite at both ends,
+        which ln(sigma / alpha) / 4, the monotone function of it that EDM itself tells its networks, is not.
+        """
+        a, s = self.alpha(t), self.sigma(t)
+        told = a / (a + s)
+        if not isinstance(x, Tensor):
+            return {key: self.shown(x[key], t, branch(index, key))[0] for key in x}, told
+        return x / expand(self._root(a, s), x, index), told
+
+    def _root(self, a: Tensor, s: Tensor) -> Tensor:
+        """R, the standard deviation of x_t."""
+        return torch.hypot(s, self.sigma_data * a)
 
     def initial(self, x0: State) -> State:
         """The state a sampler starts from: sigma(start) x0, which forgets alpha(start) x1 where alpha(0) is not 0."""
@@ -112,7 +139,13 @@ class Affine:
                 return x0
             case "score":
                 return -x0 / self.sigma(time)
+            case "edm":
+                return self._edm(x0, x1, self.alpha(time), self.sigma(time))
         raise ValueError(_unknown(wanted))
+
+    def _edm(self, x0: Tensor, x1: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """F = (sigma x1 - alpha sd^2 x0) / (sd R)."""
+        return (s * x1 - a * self.sigma_data**2 * x0) / (self.sigma_data * self._root(a, s))
 
     def convert(
         self, value: State, x: State, t: float | Tensor, given: Prediction, wanted: Prediction, index: Any = None
@@ -121,13 +154,15 @@ class Affine:
 
         With W = alpha' sigma - sigma' alpha:  x1 = (sigma v - sigma' x) / W,  e = (alpha' x - alpha v) / W,
         q = -e / sigma, and x = alpha x1 + sigma e closes the circle. Dividing by alpha is singular at t = 0, by sigma
-        at t = 1: noise -> x1 and x1 -> noise inherit that, velocity -> anything but the score does not.
+        at t = 1: noise -> x1 and x1 -> noise inherit that, velocity or edm -> anything but the score does not.
         """
         for kind in (given, wanted):
             if kind not in PREDICTIONS:
                 raise ValueError(_unknown(kind))
         if given == wanted:
             return value
+        if "score" in (given, wanted) and getattr(self.source, "scoreless", False):
+            raise ValueError("a Student-t source has no score: predict something else, and use a solver of the ODE")
         if not isinstance(x, Tensor):
             return {key: self.convert(value[key], x[key], t, given, wanted, branch(index, key)) for key in x}
         a, s, da, ds = self.coefficients(expand(t, x, index))
@@ -137,13 +172,19 @@ class Affine:
                 if wanted == "x1":
                     return (s * value - ds * x) / W
                 noise = (da * x - a * value) / W
+                if wanted == "edm":
+                    return self._edm(noise, (s * value - ds * x) / W, a, s)
                 return noise if wanted == "noise" else -noise / s
             case "x1":
                 x1, noise = value, (x - a * value) / s
             case "noise":
                 x1, noise = (x - s * value) / a, value
-            case _:
+            case "score":
                 x1, noise = (x + s * s * value) / a, -s * value
+            case _:
+                sd, R = self.sigma_data, self._root(a, s)
+                x1 = (a * sd**2 / R**2) * x + (s * sd / R) * value
+                noise = (s / R**2) * x - (a * sd / R) * value
         match wanted:
             case "velocity":
                 return da * x1 + ds * noise
@@ -151,6 +192,8 @@ class Affine:
                 return x1
             case "noise":
                 return noise
+            case "edm":
+                return self._edm(noise, x1, a, s)
         return -noise / s
 
 
@@ -255,12 +298,15 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Affine:
     )
 
 
-def ve(sigma_max: float = 80.0) -> Affine:
+def ve(sigma_max: float = 80.0, dimension: float | None = None) -> Affine:
     """x_t = x1 + sigma_max (1 - t) x0: variance exploding, with the noise level linear in t.
 
     A step in t is then a step in the noise level, as in EDM (Karras et al. 2022, arXiv 2206.00364); the EDM grid is
-    ``solvers.edm_grid``. With ``student_t`` as source this is PFGM++. alpha(0) = 1: sampling starts from sigma_max x0.
+    ``solvers.edm_grid``. With the source ``student_t(dimension)`` it is PFGM++ with that many added dimensions;
+    without, the source is Gaussian. alpha(0) = 1: sampling starts from sigma_max x0.
     """
+    if dimension is not None and not dimension > 0:
+        raise ValueError(f"dimension must be positive, or null for a Gaussian source, not {dimension}")
     return Affine(
         "ve",
         torch.ones_like,
@@ -268,6 +314,7 @@ def ve(sigma_max: float = 80.0) -> Affine:
         torch.zeros_like,
         lambda t: torch.full_like(t, -sigma_max),
         lambda a, s: (1 - s / (sigma_max * a)).clamp(min=0),
+        gaussian if dimension is None else student_t(dimension),
         slopes=(0.0, -sigma_max),
     )
 

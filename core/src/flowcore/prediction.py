@@ -2,5 +2,5 @@
 
 from typing import Literal, get_args
 
-Prediction = Literal["velocity", "x1", "noise", "score"]
+Prediction = Literal["velocity", "x1", "noise", "score", "edm"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)

@@ -5,20 +5,29 @@ from typing import Any
 import torch
 
 from flowcore.data import Batch
+from flowcore.errors import UsageError
+from flowcore.paths import Affine
 from flowcore.plugin.contracts import Leaf, Parts, Sampler
-from flowcore.solvers import solve
+from flowcore.solvers import edm_grid, solve
 from flowcore.state import State, tree_map
 
 
-def flow(parts: Parts) -> Sampler:
+def flow(parts: Parts, rho: float | None = None, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Sampler:
     """x1 of dx = v(x, t) dt from x0, by the run's solver and guidance; see ``flowcore.solvers.solve``. x0 are
-    the data's own source samples, or noise."""
+    the data's own source samples, or noise.
+
+    The steps are equal in t, or with ``rho`` end at EDM's noise levels between ``sigma_max`` and ``sigma_min``, which
+    any affine path has: see ``flowcore.solvers.edm_grid``.
+    """
     path, solver = parts.path, parts.solver
+    if rho is not None and not isinstance(path, Affine):
+        raise UsageError("sample.sampler.rho is for a path with one noise level; leave it out")
 
     def sample(network: Any, condition: State | None, count: int, steps: int, generator: torch.Generator) -> Batch:
         x0 = source(parts, count, generator)
         field = parts.field(network, condition)
-        x1 = solve(field, path.initial(x0), steps, solver, parts.guidance, generator=generator)
+        grid = steps if rho is None else edm_grid(steps, sigma_min, sigma_max, rho, path)
+        x1 = solve(field, path.initial(x0), grid, solver, parts.guidance, generator=generator)
         return Batch(x1, condition, x0=x0, extra={"calls": field.calls})
 
     return sample

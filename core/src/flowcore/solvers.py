@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowcore.field import Field
 from flowcore.guidance import Guidance, Guided, compose
-from flowcore.paths import Product
+from flowcore.paths import Affine, Product, ve
 from flowcore.state import State, add, first_leaf, leaves, tree_map
 
 Velocity = Callable[[State, Tensor], State]
@@ -177,6 +177,34 @@ def exponential(order: int = 2) -> Step:
     return step
 
 
+def kept_noise() -> Step:
+    """x_r = alpha_r E[x1 | x_t] + sigma_r x0 with the noise x0 that the solve began with: one evaluation a step.
+
+    The exponential integrator of order 1 would put E[x0 | x_t] there. A field whose pairs are a map, as after reflow,
+    knows the noise of a trajectory to be x0 throughout, and keeping it adds no error of its own. x0 is the first state
+    over sigma there. From source to data only. (The sampler of Lee et al. 2024, arXiv 2405.20320.)
+    """
+    x0: State | None = None
+
+    def step(field: "Velocity", x: State, t: Tensor, r: Tensor, h: float) -> State:
+        nonlocal x0
+        path = _single(field)
+        if h < 0:
+            raise ValueError("kept_noise samples from noise to data; take another solver for the way back")
+        if x0 is None:
+            x0 = tree_map(lambda leaf: leaf / path.sigma(t), x)
+        a, s = float(path.alpha(r)), float(path.sigma(r))
+        return tree_map(lambda d, e: a * d + s * e, field.x1(x, t), x0)  # type: ignore[attr-defined]
+
+    def reset() -> None:
+        nonlocal x0
+        x0 = None
+
+    step.reset = reset  # type: ignore[attr-defined]
+    step.needs_field = True  # type: ignore[attr-defined]
+    return step
+
+
 def _single(field: Any) -> Any:
     """The field's path, where it has one sigma for all of the state."""
     if isinstance(field.path, Product):
@@ -192,6 +220,7 @@ METHODS: dict[str, Callable[[], Step]] = {
     "dopri5": dopri5,
     "euler_maruyama": euler_maruyama,
     "exponential": exponential,
+    "kept_noise": kept_noise,
 }
 
 
@@ -217,15 +246,30 @@ def time_grid(grid: int | float | Tensor, start: float = 0.0, stop: float = 1.0)
     return times
 
 
-def edm_grid(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
-    """The times on the path ``ve(sigma_max)`` of the noise levels of Karras et al. 2022 (arXiv 2206.00364),
+def edm_grid(
+    steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, path: Affine | None = None
+) -> Tensor:
+    """The times on ``path``, or on ``ve(sigma_max)``, of the noise levels of Karras et al. 2022 (arXiv 2206.00364),
 
     sigma_i = (smax^(1/rho) + i / (N - 1) (smin^(1/rho) - smax^(1/rho)))^rho,   i = 0 .. N - 1,   then 0.
+
+    They are levels of sigma / alpha. The first time is the path's start, also where that is above sigma_max, and the
+    last its stop. Raises ``ValueError`` where the levels do not descend to 0, or the path has no such levels.
     """
+    if not 0 < sigma_min < sigma_max or rho <= 0:
+        raise ValueError(f"rho={rho} and 0 < sigma_min={sigma_min} < sigma_max={sigma_max} make no noise levels")
+    path = ve(sigma_max) if path is None else path
+    ends = torch.tensor([path.stop, path.start], dtype=torch.float64)
+    low, high = (path.sigma(ends) / path.alpha(ends)).tolist()
+    if sigma_min <= low or sigma_max > high * (1 + 1e-9):
+        raise ValueError(
+            f"sigma_min={sigma_min:g} to sigma_max={sigma_max:g} are not within the noise levels of path {path.name}, "
+            f"{low:.3g} to {high:.3g}"
+        )
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     sigma = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    sigma[0] = sigma_max  # exactly, so that the grid starts at t = 0
-    return 1 - torch.cat([sigma, sigma.new_zeros(1)]) / sigma_max
+    inner = path.inverse(torch.ones_like(sigma), sigma)[1:]
+    return torch.cat([sigma.new_tensor([path.start]), inner, sigma.new_tensor([path.stop])])
 
 
 def solve(

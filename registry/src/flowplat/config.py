@@ -286,6 +286,10 @@ def _leave_out(settings: Plain, manager: Manager, layers: Layers, fault: Callabl
                 whose = " nor ".join(f"{user.kind} {user.full_name}" for user in users)
                 fault(key, f"is used by neither {whose}; leave it out, or say {key}={'[]' if key in LISTS else 'null'}")
             del holder[last]
+    key = "sigma_data"
+    unused = settings.get("predicts") != "edm" and settings.pop(key, None) is not None
+    if unused and layers.rank(key) >= max(chosen_in, layers.rank("predicts")):
+        fault(key, f"is used by predicts=edm alone; leave it out, or say {key}=null")
 
 
 def _holder(settings: Plain, key: str) -> tuple[Plain, str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flowcore.couplings import Coupled
 from flowcore.data import Batch, Share, Source, batches
 from flowcore.errors import PluginError, UsageError
+from flowcore.paths import Affine
 from flowcore.plugin.contracts import Data, Objective, Parts, Spec
 from flowcore.seeds import derive, generator
 from flowcore.state import tree_map
@@ -98,8 +99,13 @@ class Experiment:
         def built(choice: Chosen | None) -> Any:
             return None if choice is None else choice.build()
 
+        path = built(config.path)
+        if config.predicts == "edm" and not isinstance(path, Affine):
+            raise UsageError("predicts=edm needs a path with one noise level, as alpha x1 + sigma x0 has")
+        if config.sigma_data is not None:
+            path = replace(path, sigma_data=config.sigma_data)
         return Parts(
-            self.spec, self.data, self.device, config.seed, config.train.drop_condition, built(config.path),
+            self.spec, self.data, self.device, config.seed, config.train.drop_condition, path,
             built(config.coupling), built(config.times), built(config.loss), config.predicts,  # type: ignore[arg-type]
             teacher=self.teacher,
         )  # fmt: skip

@@ -104,6 +104,7 @@ class RunConfig(Settings):
     times: Chosen | None = Field(None, description="the distribution of training times")
     loss: Chosen | None = Field(None, description="the loss metric")
     predicts: Prediction | None = Field(None, description="what the network's output means")
+    sigma_data: float | None = Field(None, gt=0, description="the data's standard deviation, for predicts=edm: 0.5")
     teacher: TeacherSettings | None = Field(None, description="the trained model that the run learns from")
     train: TrainSettings = Field(default_factory=TrainSettings)
     sample: SampleSettings

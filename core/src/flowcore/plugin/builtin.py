@@ -12,7 +12,7 @@ def register_paths(register: Register) -> None:
     register("cosine", f"{paths}:cosine", summary="sine and cosine, variance preserving")
     register("linear_vp", f"{paths}:linear_vp", summary="alpha = t, variance preserving")
     register("vp", f"{paths}:vp", summary="the variance-preserving diffusion")
-    register("ve", f"{paths}:ve", summary="the variance-exploding diffusion, EDM's noise levels")
+    register("ve", f"{paths}:ve", summary="the variance-exploding diffusion, EDM's noise levels; PFGM++")
     register(
         "interpolant", "flowcore.interpolants:interpolant",
         summary="two data sets and noise between them, for objective and sampler interpolant",
@@ -56,6 +56,7 @@ def register_solvers(register: Register) -> None:
     register("dopri5", f"{solvers}:dopri5", summary="adaptive, order 5, by torchdiffeq; use it with one step")
     register("euler_maruyama", f"{solvers}:euler_maruyama", summary="the SDE with the same marginals")
     register("exponential", f"{solvers}:exponential", summary="DPM-Solver++, order 1 or 2M, one evaluation a step")
+    register("kept_noise", f"{solvers}:kept_noise", summary="the noise is kept throughout: for fields after reflow")
 
 
 @hookimpl

@@ -175,7 +175,7 @@ def _numbers(trained: Trained, count: int, wanted: str) -> Tensor:
 def _times(parts: Parts, steps: int) -> Tensor:
     """The times of the way forwards. It stops short where the velocity is computed by a division by sigma(1) = 0."""
     path = parts.path
-    return time_grid(steps, path.start, path.stop if parts.predicts == "velocity" else min(path.stop, 1 - END))
+    return time_grid(steps, path.start, path.stop if parts.predicts in ("velocity", "edm") else min(path.stop, 1 - END))
 
 
 @torch.no_grad()
