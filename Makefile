@@ -6,6 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ALL    := $(notdir $(wildcard plugins/*))
+TESTED_images := [diffusers,hf]
 
 .PHONY: run test test-slow kills lint types docs pictures bench install clean help
 .DEFAULT_GOAL := help
@@ -39,7 +40,7 @@ docs: install     ## renew the generated pages of docs/reference
 pictures: install ## renew the pictures of the playground page
 	$(BIN)/python docs/pictures.py
 
-install: $(VENV)/.dev $(ALL:%=$(VENV)/.plugin-%)   ## the platform, its tools and every plugin, editable, in .venv
+install: $(VENV)/.dev $(ALL:%=$(VENV)/.tested-%)   ## the platform, its tools and every plugin, editable, in .venv
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -57,6 +58,10 @@ $(VENV)/.dev: $(VENV)/.platform
 
 $(VENV)/.plugin-%: $(VENV)/.platform plugins/%/pyproject.toml
 	$(PIP) -e plugins/$*
+	@touch $@
+
+$(VENV)/.tested-%: $(VENV)/.plugin-%   # with the extras that its tests need, which `make run` does without
+	$(if $(TESTED_$*),$(PIP) -e 'plugins/$*$(TESTED_$*)')
 	@touch $@
 
 plugins/%/pyproject.toml:

@@ -339,6 +339,21 @@ def test_check_prints_each_line_and_the_count(wind: Callable[..., None], platfor
     assert [row["id"] for row in told["checks"] if not row["ok"]] == ["network/mlp: it depends on t"]
 
 
+def test_what_needs_a_package_that_is_not_there_is_left_out(wind: Callable[..., None], platform: Platform) -> None:
+    missing = "raise MissingPackageError('network=mlp needs `sails`')"
+    wind(
+        ("networks.py", "    return MLP(", f"    {missing}\n    return MLP("),
+        ("networks.py", "import UsageError", "import MissingPackageError, UsageError"),
+    )
+    code, out, _ = platform("check", "wind", "--fast")
+    *lines, last = out.splitlines()
+    assert code == 0
+    at = lines.index("left out network/mlp: it can be built")
+    assert lines[at + 1] == "        network=mlp needs `sails`"
+    left_out = sum(line.startswith("left out ") for line in lines)
+    assert last == f"{len(lines) - left_out} checks, 0 failed, {left_out} left out for want of a package"
+
+
 def test_check_of_what_is_not_there_ends_with_three(platform: Platform) -> None:
     code, out, err = platform("check", "wind")
     assert (code, out) == (3, "")

@@ -33,6 +33,13 @@ class MachineError(FlowError):
     exit_code = 4
 
 
+class MissingPackageError(MachineError):
+    """A package that something optional needs is not installed; the message says what brings it. Exit code 4.
+
+    ``platform check`` leaves what raises it untried, and says so.
+    """
+
+
 class IntegrityError(FlowError):
     """A hash does not match, a checkpoint is damaged, a file is not safe to read. Exit code 5."""
 

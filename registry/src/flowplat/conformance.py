@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from flowcore.errors import FlowError
+from flowcore.errors import FlowError, MissingPackageError
 from flowcore.plugin import testing
 from flowcore.plugin.contracts import Data
 from flowcore.plugin.testing import data as data_checks
@@ -33,7 +33,7 @@ WAY_OUT = "register what can be tried, or name it in a preset"
 @dataclass(frozen=True)
 class Check:
     """One check: of a component, whose ``kind`` that is, of the plugin itself, or of a run. Calling it returns nothing,
-    or raises ``AssertionError`` with one line."""
+    or raises ``AssertionError`` with one line, or ``MissingPackageError`` where an optional package would be needed."""
 
     kind: str
     about: str
@@ -50,7 +50,7 @@ class Check:
         try:
             with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
                 self.body()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, MissingPackageError):
             raise
         except AssertionError as error:
             raise AssertionError(" ".join(str(error).split()) or "an assertion of the plugin's own fails") from error
@@ -77,6 +77,10 @@ def checks(plugin: str, fast: bool = False) -> list[Check]:
 
 def _failing(kind: str, about: str, title: str, line: str) -> Check:
     return Check(kind, about, title, partial(must, False, line))
+
+
+def _missing(error: MissingPackageError) -> None:
+    raise error
 
 
 def _plugin(bench: Bench) -> Iterator[Check]:
@@ -156,6 +160,8 @@ def _component(bench: Bench, component: Component) -> Iterator[Check]:
                 yield from of_kit(testing.CHECKS[kind], make)
     except KeyboardInterrupt:
         raise
+    except MissingPackageError as error:
+        yield Check(kind, about, "it can be built", partial(_missing, error))
     except BaseException as error:  # a plugin's own, of any kind
         line = str(error) if isinstance(error, AssertionError) else one_line(error)
         yield _failing(kind, about, "it can be built", line)

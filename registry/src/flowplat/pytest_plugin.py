@@ -9,6 +9,8 @@
 pytest loads this in every run, so nothing is imported until a test asks.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
@@ -31,4 +33,18 @@ def pytest_generate_tests(metafunc: Any) -> None:
         found = checks(plugin)
     except FlowError as error:
         raise pytest.UsageError(str(error)) from error
-    metafunc.parametrize("flowplat_check", found, ids=[check.id for check in found])
+    metafunc.parametrize(
+        "flowplat_check", [partial(_or_skip, check) for check in found], ids=[check.id for check in found]
+    )
+
+
+def _or_skip(check: Callable[[], None]) -> None:
+    """The check, skipped where it needs an optional package that is not installed."""
+    import pytest
+
+    from flowcore.errors import MissingPackageError
+
+    try:
+        check()
+    except MissingPackageError as error:
+        pytest.skip(str(error))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, Field
 
-from flowcore.errors import FlowError, InputError, MachineError, UsageError
+from flowcore.errors import FlowError, InputError, MachineError, MissingPackageError, UsageError
 from flowplat_images import pictures
 from flowplat_images.data import (
     TINY,
@@ -199,11 +199,11 @@ class Hf(Images):
 
 
 def datasets() -> Any:
-    """The package. Raises ``MachineError`` where it is missing."""
+    """The package. Raises ``MissingPackageError`` where it is not there."""
     try:
         import datasets as package  # type: ignore[import-not-found]
     except ImportError as error:
-        raise MachineError("data=hf needs `datasets`; `pip install 'flowplat-images[hf]'` brings it") from error
+        raise MissingPackageError("data=hf needs `datasets`; `pip install 'flowplat-images[hf]'` brings it") from error
     return package
 
 
