@@ -1,8 +1,9 @@
 """The rectified-flow family on the digits: `python plugins/images/benchmarks/digits.py OUT.json [--seeds 0 1 2]`.
 
 Each way of training in turn, through the platform and its presets, in the folder where the command is given: the first
-flow, reflow once and twice, both distilled, weighted pairs and optimal transport. Fréchet distance by Euler steps,
-straightness and transport cost by seed; seeds run side by side. --quick is for a look whether it works.
+flow, reflow once and twice, both distilled, weighted pairs and optimal transport; SlimFlow, its student and what it is
+compared with; a diffusion model, rectified. Fréchet distance by solver steps, straightness and transport cost by seed;
+seeds run side by side. --quick is for a look whether it works.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+VELOCITY = ("path=linear", "predicts=velocity", "loss=l2", "objective.compares=velocity", "sample.solver=euler")
 WAYS: dict[str, tuple[str, ...]] = {
     "1-RF": ("--preset", "digits"),
     "2-RF": ("--preset", "rectified-flow"),
@@ -29,8 +31,12 @@ WAYS: dict[str, tuple[str, ...]] = {
     "plain": ("--preset", "slimflow-distilled", "objective=one_step"),
     "FGD, teacher": ("--preset", "slimflow-distilled", "objective.first_step=teacher"),
     "FGD": ("--preset", "slimflow-distilled"),
+    "diffusion": ("--preset", "diffusion"),
+    "RD": ("--preset", "rectified-diffusion"),
+    "RD as velocity": ("--preset", "rectified-diffusion", *VELOCITY),
+    "RD phased": ("--preset", "rectified-diffusion-phased"),
 }
-FIRST = ("digits", "w-cfm", "ot-cfm")
+FIRST = ("digits", "w-cfm", "ot-cfm", "diffusion")
 """Presets without a teacher."""
 QUICK = ("train.steps=40", "eval.count=64", "eval.paths=32")
 QUICK_TEACHER = ("teacher.pairs.count=64", "teacher.config={train: {steps: 40}}")

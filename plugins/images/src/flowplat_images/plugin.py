@@ -62,6 +62,10 @@ def register_presets(register: Register) -> None:
     )
     slim = f"{presets}/slimflow-distilled.yaml"
     register("slimflow-distilled", slim, summary="the small flow in one network call")
+    register("diffusion", f"{presets}/diffusion.yaml", summary="a diffusion model of the digits that predicts noise")
+    rectified, phased = f"{presets}/rectified-diffusion.yaml", f"{presets}/rectified-diffusion-phased.yaml"
+    register("rectified-diffusion", rectified, summary="the diffusion model in one step, on its own curved path")
+    register("rectified-diffusion-phased", phased, summary="the diffusion model in four steps, taught without pairs")
     register("ot-cfm", f"{presets}/ot-cfm.yaml", summary="digits on pairs of minibatch optimal transport")
     register("w-cfm", f"{presets}/w-cfm.yaml", summary="digits on weighted pairs, near optimal transport for nothing")
     register(
