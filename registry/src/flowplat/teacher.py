@@ -103,6 +103,11 @@ def make(model: Model, settings: PairSettings, experiment: "Experiment") -> Path
 
     Raises what ``flowcore.pairs.generate_pairs`` raises.
     """
+    if hasattr(model.data, "draw_source"):
+        raise UsageError(
+            f"teacher.pairs are made from noise, and the flow of {model.source} begins at samples of its data; train"
+            " without pairs"
+        )
     engine, folder = experiment.engine, folder_of(model, settings)
     parts = model.parts()
     recipe = Recipe(

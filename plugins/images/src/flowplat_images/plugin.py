@@ -12,6 +12,11 @@ def register_data(register: Register) -> None:
     )
     register("folder", f"{data}:Folder", config=f"{data}:FolderConfig", summary="PNG and JPEG files, a folder or a zip")
     register("npz", f"{data}:Npz", config=f"{data}:NpzConfig", summary="images and labels in one .npz")
+    endpoints = "flowplat_images.endpoints"
+    register(
+        "endpoints", f"{endpoints}:Endpoints", config=f"{endpoints}:EndpointsConfig",
+        summary="two sets of images, from one to the other: digits by label, folders, zips, npz",
+    )  # fmt: skip
     idx, cifar, hub = "flowplat_images.idx", "flowplat_images.cifar", "flowplat_images.hub"
     register("idx", f"{idx}:Idx", config=f"{idx}:IdxConfig", summary="IDX files: MNIST, Fashion-MNIST and their like")
     register("cifar10", f"{cifar}:Cifar10", config=f"{cifar}:Cifar10Config", summary="the CIFAR-10 archive for Python")
@@ -72,5 +77,8 @@ def register_presets(register: Register) -> None:
         "interpolant",
         f"{presets}/interpolant.yaml",
         summary="noise to digits by an ODE or any SDE, chosen after training",
+    )
+    register(
+        "interpolant-3-to-8", f"{presets}/interpolant-3-to-8.yaml", summary="threes become eights, by the same means"
     )
     register("digits-by-class", by_class, summary="the digit you ask for, by classifier-free guidance")
