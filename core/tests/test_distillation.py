@@ -114,8 +114,6 @@ def test_noise_that_is_mixed_stays_normal(b):
 
 
 def test_noise_that_cannot_be_mixed_is_told():
-    with pytest.raises(UsageError, match="at least one step"):
-        annealed(parts(), steps=0)
     heavy = replace(paths.linear(), source=paths.student_t(3.0))
     with pytest.raises(UsageError, match="source is another"):
         annealed(parts(heavy), steps=5)
@@ -176,8 +174,6 @@ def test_flow_guided_is_two_distances_of_one_weight():
 def test_a_teacher_whose_steps_lead_elsewhere_is_told():
     with pytest.raises(UsageError, match="asks the teacher for steps; set teacher"):
         flow_guided(parts())
-    with pytest.raises(UsageError, match="the student's or the teacher's"):
-        flow_guided(taught(Told()), "somebody")
     for own, its in ((paths.linear(), paths.cosine()), (paths.vp(), paths.vp(beta_max=10.0)), (paths.linear(), None)):
         teacher = taught(Told(), its).teacher
         if its is None:
@@ -246,9 +242,6 @@ def test_phased_teachers_are_guided_as_in_their_own_run():
 
 def test_phases_that_cannot_be_are_told():
     made = taught(Told())
-    for options in ({"phases": 0}, {"teacher_steps": 0}):
-        with pytest.raises(UsageError, match="there is at least one"):
-            phased(made, **options)
     with pytest.raises(UsageError, match="one affine path"):
         phased(replace(made, path=paths.Product({"a": paths.linear()})))
     with pytest.raises(UsageError, match="ragged"):

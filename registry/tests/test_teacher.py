@@ -177,15 +177,35 @@ def test_distillation(objective: str, trained: Path, tmp_path: Path) -> None:
         run(tmp_path / "other", f"objective={objective}", model=trained)
 
 
-def test_an_annealed_student_that_goes_on_is_the_one_that_did_not_stop(trained: Path, tmp_path: Path) -> None:
-    more = (*PAIRS, "objective={name: annealed, steps: 3}", "train.schedule=constant")
+@pytest.mark.parametrize("objective", ["annealed, steps: 3", "flow_guided", "phased, phases: 2, teacher_steps: 2"])
+def test_a_student_that_goes_on_is_the_one_that_did_not_stop(objective: str, trained: Path, tmp_path: Path) -> None:
+    more = (*PAIRS, f"objective={{name: {objective}}}", "train.schedule=constant")
     straight = run(tmp_path / "straight", *more, "train.steps=4", model=trained)
     folder = run(tmp_path / "student", *more, model=trained)
     execute(resolve("ring", ["train.steps=4", *SHORT[2:]], file=folder / "config.yaml"), folder, resume=True)
     ends = [load_file(one / "checkpoints" / "step-00000004" / "model.safetensors") for one in (straight, folder)]
     assert equal(*ends)
-    other = run(tmp_path / "other", *more, "train.steps=4", "objective.steps=4", model=trained)
-    assert not equal(ends[0], load_file(other / "checkpoints" / "step-00000004" / "model.safetensors"))
+
+
+def test_the_noise_of_a_student_is_annealed_over_the_steps(trained: Path, tmp_path: Path) -> None:
+    """At step 0 none of the pairs' noise is left, and after the last step all of it."""
+    losses = []
+    for name, objective in (("short", "{name: annealed, steps: 1}"), ("long", "annealed"), ("none", "matching")):
+        still = (f"objective={objective}", "train.log_every=1", "train.lr=1e-12")
+        rows = (run(tmp_path / name, *PAIRS, *still, model=trained) / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in rows])
+    short, long, none = losses
+    assert short[0] == long[0] != pytest.approx(none[0], rel=1e-4)
+    assert short[1] == pytest.approx(none[1], rel=1e-6)
+    assert long[1] != pytest.approx(none[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "option", ["annealed, steps: 0", "k_step, steps: 0", "phased, phases: 0", "flow_guided, first_step: nobody"]
+)
+def test_options_that_cannot_be_are_told_before_a_teacher_is_looked_for(option: str, ring: Path) -> None:
+    with pytest.raises(UsageError, match=rf"objective\.{option.split(', ')[1].split(':')[0]}"):
+        resolve("ring", [f"objective={{name: {option}}}", "teacher.preset=ring", "teacher.pairs.count=4"])
 
 
 def test_a_student_stands_alone(trained: Path, tmp_path: Path) -> None:

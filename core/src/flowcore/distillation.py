@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from flowcore.couplings import Pairs
@@ -28,7 +29,7 @@ def one_step(parts: Parts) -> Objective:
     return loss
 
 
-def k_step(parts: Parts, steps: int = 4) -> Objective:
+def k_step(parts: Parts, steps: PositiveInt = 4) -> Objective:
     """The matching loss on the pairs of a teacher, at the times where ``steps`` Euler steps begin: see
     ``flowcore.reflow.k_step_loss``."""
 
@@ -39,7 +40,7 @@ def k_step(parts: Parts, steps: int = 4) -> Objective:
     return loss
 
 
-def annealed(parts: Parts, steps: int = 1000) -> Objective:
+def annealed(parts: Parts, steps: PositiveInt = 1000) -> Objective:
     """Reflow that begins as a first flow: the matching loss on pairs whose noise is at first another one,
 
         z_b = sqrt(1 - b^2) z + b z',   z' ~ N(0, I),   b = 1 - min(1, step / K),   K = ``steps``
@@ -48,8 +49,6 @@ def annealed(parts: Parts, steps: int = 1000) -> Objective:
     pairs to the last bit; z_b is N(0, I) all the way. For students too small to begin with the teacher's weights.
     Validation is at b = 0. (Zhu et al. 2024, arXiv 2407.12718.)
     """
-    if steps < 1:
-        raise UsageError(f"objective.steps={steps}: the noise is annealed over at least one step")
     if not gaussian_source(parts.path):
         raise UsageError("objective annealed mixes noise that is Gaussian, and this path's source is another")
     reflow = matching(parts)
@@ -74,8 +73,6 @@ def flow_guided(parts: Parts, first_step: Literal["student", "teacher"] = "stude
     """A teacher's pairs in one Euler step, and its last step from where ``first_step`` leads on fresh noise: see
     ``flowcore.reflow.flow_guided_loss``. The teacher is asked without guidance, as what it learnt may hold that
     already."""
-    if first_step not in ("student", "teacher"):
-        raise UsageError(f"objective.first_step={first_step}: the first step is the student's or the teacher's")
     trained = _teacher(parts, "flow_guided")
 
     def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -87,14 +84,11 @@ def flow_guided(parts: Parts, first_step: Literal["student", "teacher"] = "stude
     return loss
 
 
-def phased(parts: Parts, phases: int = 4, teacher_steps: int = 10) -> Objective:
+def phased(parts: Parts, phases: PositiveInt = 4, teacher_steps: PositiveInt = 10) -> Objective:
     """A teacher's way through each of ``phases`` phases of the path in one step, learnt on the data and without pairs:
     see ``flowcore.phases.phased_loss``. Times are drawn within the phases, which share a batch evenly. The teacher goes
     ``teacher_steps`` steps through a phase under the guidance of its own run. Sample the student in as many steps as
     there are phases, by solver ``exponential`` of order 1."""
-    for name, value in (("phases", phases), ("teacher_steps", teacher_steps)):
-        if value < 1:
-            raise UsageError(f"objective.{name}={value}: there is at least one")
     if not isinstance(parts.path, Affine):
         raise UsageError("objective phased goes along one affine path, and this is another kind")
     teacher = _teacher(parts, "phased")
