@@ -50,7 +50,10 @@ every_preset = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 
 
 def built(preset):
-    """The data set and the network of a preset."""
+    """The data set and the network of a preset, where what they need is installed."""
+    if choice(preset["network"])[0] == "text_unet":
+        pytest.importorskip("diffusers")
+        pytest.importorskip("tokenizers")
     parts = []
     for kind in ("data", "network"):
         name, options = choice(preset[kind])
@@ -85,7 +88,8 @@ def test_a_preset_names_what_is_registered(preset):
         assert key not in preset or choice(preset[key])[0] in registered(builtin, kind)
     for kind in {"solver", "sampler"} & preset["sample"].keys():
         assert choice(preset["sample"][kind])[0] in registered(builtin, kind)
-    for guidance in preset["sample"].get("guidance", []):
+    pairs = preset.get("teacher", {}).get("pairs", {})
+    for guidance in [*preset["sample"].get("guidance", []), *pairs.get("guidance", [])]:
         assert choice(guidance)[0] in registered(builtin, "guidance")
     assert preset["eval"]["metrics"]
     assert set(preset["eval"]["metrics"]) <= registered(plugin, "metric").keys()
@@ -98,9 +102,10 @@ def test_a_preset_fits_its_network_to_its_data(preset):
     outputs = 2 if preset.get("objective") == "interpolant" else 1
     out = network(batch.x1, torch.rand(4), batch.condition)
     assert out.shape == (4, outputs * batch.x1.shape[1], *batch.x1.shape[2:])
-    guided = bool(preset["sample"].get("guidance"))
-    assert guided == (images.spec().condition is not None) == (preset["train"].get("drop_condition", 0) > 0)
-    assert ("class_accuracy" in preset["eval"]["metrics"]) == guided
+    sampled, learnt = (bool(part.get("guidance")) for part in (preset["sample"], preset.get("teacher", {}).get("pairs", {})))
+    assert (sampled or learnt) == (images.spec().condition is not None) == ("class_accuracy" in preset["eval"]["metrics"])
+    assert not (sampled and learnt)  # what is in the pairs is not applied again
+    assert not sampled or preset["train"]["drop_condition"] > 0
     assert preset["eval"]["count"] == len(images.train())
 
 

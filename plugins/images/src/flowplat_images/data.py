@@ -10,14 +10,13 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from flowcore.data import Batch
@@ -25,15 +24,14 @@ from flowcore.errors import InputError, UsageError
 from flowcore.plugin.contracts import Leaf, Spec
 from flowcore.seeds import generator
 from flowplat_images import pictures
-from flowplat_images.files import Fault, Files, Listing, listing, numbered
+from flowplat_images.captions import CaptionsConfig, Text, TextFacts, made
+from flowplat_images.files import Fault, Files, Listing, Place, captions, listing, numbered
+from flowplat_images.loaded import Loaded, Part, mirrored, random_rows, some
 
 log = logging.getLogger("flowplat")
 
 TINY = 128
 COLUMNS = 16  # a sheet with more classes than this is laid out as a square
-
-Place = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-"""A path that means the same from every working directory, so that a run's config.yaml does too."""
 
 
 class ImagesConfig(BaseModel):
@@ -44,6 +42,19 @@ class ImagesConfig(BaseModel):
     conditional: bool = Field(False, description="tell the network each image's class")
     flip: bool = Field(False, description="mirror half of the training images; not for digits or letters")
     holdout: float = Field(0.1, ge=0, lt=1, description="share held out for validation; 0 validates on training images")
+    captions: CaptionsConfig | None = Field(None, description="tell the network each image's caption: labels or files")
+
+    @field_validator("captions", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("captions")
+    @classmethod
+    def _one(cls, value: CaptionsConfig | None, info: Any) -> CaptionsConfig | None:
+        if value is not None and info.data.get("conditional"):
+            raise ValueError("the network is told classes or captions, not both; leave data.conditional out")
+        return value
 
 
 class DigitsConfig(ImagesConfig):
@@ -84,61 +95,7 @@ class Facts(BaseModel):
 
     shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
     names: list[str]
-
-
-class Loaded(NamedTuple):
-    """uint8 images (n, c, h, w), class numbers (n,) or None, the classes' names, the value of white, and which images
-    are the test images that the data set was published with (n,), or None where there are none."""
-
-    x: Tensor
-    labels: Tensor | None
-    names: list[str]
-    white: int = 255
-    test: Tensor | None = None
-
-
-class Part:
-    """Some of the images as a ``flowcore.data.Source``: x / (white / 2) - 1, in [-1, 1], made float batch by batch.
-
-    ``flip`` mirrors each image with probability 1/2.
-    """
-
-    def __init__(self, loaded: Loaded, rows: Tensor, conditional: bool, flip: bool) -> None:
-        self.loaded, self.rows, self.conditional, self.flip = loaded, rows, conditional, flip
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def nbytes(self) -> int:
-        """See ``flowcore.data.Resident``."""
-        return self.loaded.x.nbytes
-
-    def to(self, device: torch.device) -> "Part":
-        """See ``flowcore.data.Resident``."""
-        labels = None if self.loaded.labels is None else self.loaded.labels.to(device)
-        loaded = self.loaded._replace(x=self.loaded.x.to(device), labels=labels)
-        return Part(loaded, self.rows.to(device), self.conditional, self.flip)
-
-    def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
-        """See ``Source.batch``."""
-        mine = self.rows[rows.to(self.rows.device, non_blocking=True)]
-        x = pictures.scaled(self.loaded.x[mine], self.loaded.white)
-        labels = None if self.loaded.labels is None else self.loaded.labels[mine]
-        extra = {} if labels is None else {"labels": labels}
-        batch = Batch(x, labels if self.conditional else None, extra=extra)
-        return mirrored(batch, generator) if self.flip else batch
-
-
-def mirrored(batch: Batch, generator: torch.Generator) -> Batch:
-    """Each image mirrored with probability 1/2, and with it the noise that it is paired with."""
-    x = batch.x1
-    coins = (torch.rand(len(x), generator=generator) < 0.5).to(x.device, non_blocking=True)[:, None, None, None]
-
-    def turned(images: Tensor) -> Tensor:
-        return torch.where(coins, images.flip(-1), images)
-
-    return replace(batch, x1=turned(x), x0=None if batch.x0 is None else turned(batch.x0))
+    captions: TextFacts | None = None
 
 
 class Images:
@@ -147,6 +104,8 @@ class Images:
     def __init__(self, config: ImagesConfig, facts: Any = None) -> None:
         self.config = config
         self._facts = None if facts is None else Facts.model_validate(facts)
+        if self._facts is not None:
+            _ = self.text  # facts that are damaged are told at once
 
     @abstractmethod
     def read(self, limit: int | None = None) -> Loaded:
@@ -156,6 +115,12 @@ class Images:
         """The shape of one image and the classes' names: all that sampling needs to know."""
         return tuple(self.loaded.x.shape[1:]), self.loaded.names
 
+    def own_captions(self) -> list[str]:
+        """The captions that come with the images."""
+        if self.loaded.captions is None:
+            raise UsageError("these images come without captions; data.captions=labels writes them from the classes")
+        return self.loaded.captions
+
     @cached_property
     def loaded(self) -> Loaded:
         """Everything, read once."""
@@ -164,15 +129,29 @@ class Images:
     def facts(self) -> dict[str, Any]:
         """See ``Portable.facts``."""
         shape, names = self._outline
-        return {"shape": list(shape), "names": names}
+        told = {"shape": list(shape), "names": names}
+        return told if self.text is None else told | {"captions": self.text.facts.model_dump()}
+
+    @cached_property
+    def text(self) -> Text | None:
+        """The captions, where the network is told any."""
+        config = self.config.captions
+        if config is None:
+            return None
+        shape, names = self._outline
+        facts = None if self._facts is None else self._facts.captions
+        if facts is None:
+            facts = made(config, self.own_captions() if config.source == "files" else None, names, shape[0] == 1)
+        return Text(config, facts, names, shape[0] == 1)
 
     @cached_property
     def _outline(self) -> tuple[tuple[int, ...], list[str]]:
         shape, names = self.outline() if self._facts is None else (self._facts.shape, self._facts.names)
-        if self.config.conditional and not names:
+        written = self.config.captions is not None and self.config.captions.source == "labels"
+        if (self.config.conditional or written) and not names:
             raise UsageError(
-                "data.conditional=true needs classes: a labels.csv, every picture in a sub-folder, or an array, a file "
-                "or a column of labels"
+                f"data.{'captions=labels' if written else 'conditional=true'} needs classes: a labels.csv, every "
+                "picture in a sub-folder, or an array, a file or a column of labels"
             )
         return shape, names
 
@@ -184,6 +163,8 @@ class Images:
     def spec(self) -> Spec:
         """See ``Data.spec``."""
         shape, names = self._outline
+        if self.text is not None:
+            return Spec(Leaf(shape), *self.text.spec())
         if not self.config.conditional:
             return Spec(Leaf(shape))
         return Spec(Leaf(shape), Leaf((), "int64", "class", len(names)), null=len(names))
@@ -199,8 +180,10 @@ class Images:
         return train, val if held else train
 
     def _part(self, number: int, flip: bool) -> Part:
-        conditional = self.spec().condition is not None  # before anything is decoded: it checks that there are classes
-        return Part(self.loaded, self._split[number], conditional, flip)
+        _ = self.spec()  # before anything is decoded: it checks that there are classes
+        x, labels, *_, own = self.loaded
+        tokens = None if self.text is None else self.text.of(x, labels, own)
+        return Part(self.loaded, self._split[number], self.config.conditional, flip, tokens)
 
     def train(self) -> Part:
         """See ``Data.train``."""
@@ -221,20 +204,24 @@ class Images:
 
     def tiny(self) -> "Images":
         """128 of the images at random; of a folder nothing else is decoded."""
-        return Fixed(self.config, self.read(TINY))
+        return Fixed(self.config, self.read(TINY), None if self.config.captions is None else self.facts())
 
     def fingerprint(self) -> str:
-        """sha256 of pixels, shape, labels, class names, and of which are test images."""
-        x, labels, names, white, test = self.loaded
+        """sha256 of pixels, shape, labels, class names, of which are test images, and of captions that came along."""
+        x, labels, names, white, test, texts = self.loaded
         digest = hashlib.sha256(x.numpy().tobytes())
         digest.update(repr((tuple(x.shape), white, None if labels is None else labels.tolist(), names)).encode())
         if test is not None:
             digest.update(test.numpy().tobytes())
+        if texts is not None:
+            digest.update("\n".join(texts).encode())
         return digest.hexdigest()
 
     def condition(self, count: int, wanted: str | None) -> Tensor | None:
         """Class numbers for ``count`` samples: each class in turn, or those named in ``wanted``, as in ``"3"`` or
-        ``"cat,dog"``."""
+        ``"cat,dog"``; or captions as numbers, see ``Text.condition``."""
+        if self.text is not None:
+            return self.text.condition(count, wanted)
         if not self.config.conditional:
             if wanted is not None:
                 raise UsageError("this model knows no classes; train it with data.conditional=true to ask for one")
@@ -248,9 +235,18 @@ class Images:
         numbers = torch.tensor([self.names.index(name) for name in asked])
         return numbers[torch.arange(count) % len(numbers)]
 
+    def asked(self, condition: Tensor) -> Tensor:
+        """The class number that each condition asks for; -1 where a caption names no class, or more than one."""
+        return condition if self.text is None else self.text.classes(condition)
+
     def write(self, samples: Batch, folder: Path) -> None:
-        """``images/`` with PNG files and labels.csv, and ``samples.npz``; see ``pictures.write``."""
-        pictures.write(samples.x1, folder, samples.condition, self.names)
+        """``images/`` with PNG files, labels.csv and captions, and ``samples.npz``; see ``pictures.write``."""
+        told = samples.condition
+        texts = None if told is None or self.text is None else self.text.tokens.texts(told)
+        numbers = None if told is None else self.asked(told)
+        if numbers is not None and bool((numbers < 0).any()):
+            numbers = None
+        pictures.write(samples.x1, folder, numbers, self.names, texts)
 
     def read_back(self, folder: Path) -> Batch:
         """See ``Checkable.read_back``: what ``samples.npz`` holds, or of a folder without one the pictures in it,
@@ -265,10 +261,15 @@ class Images:
                 )
         else:
             with Files(folder) as files:
-                listed = listing(files, _refuse)
+                listed, texts = listing(files, _refuse), None
+                if self.text is not None:
+                    listed, texts = captions(files, listed, _refuse)
             images, _ = _opened(folder, listed.pictures, tuple(shape), _refuse)
-            found = Loaded(images, None if listed.labels is None else torch.tensor(listed.labels), listed.classes)
+            labels = None if listed.labels is None else torch.tensor(listed.labels)
+            found = Loaded(images, labels, listed.classes, captions=texts)
         x = pictures.scaled(found.x)
+        if self.text is not None:
+            return Batch(x, None if found.captions is None else self.text.tokens.ids(found.captions))
         unknown = [name for name in found.names if name not in names]
         if unknown and self.config.conditional:
             raise InputError(f"{folder} has samples of the class {unknown[0]!r}; the data's are {', '.join(names)}")
@@ -280,9 +281,13 @@ class Images:
         """A contact sheet; under their names in columns where up to 16 classes come in turn."""
         if samples.condition is None:
             return pictures.sheet(samples.x1)
-        numbers = samples.condition.tolist()
+        numbers = self.asked(samples.condition).tolist()
         turn = list(dict.fromkeys(numbers))
-        if not 1 < len(turn) <= COLUMNS or any(turn[i % len(turn)] != number for i, number in enumerate(numbers)):
+        if (
+            not 1 < len(turn) <= COLUMNS
+            or -1 in turn
+            or any(turn[i % len(turn)] != number for i, number in enumerate(numbers))
+        ):
             return pictures.sheet(samples.x1)
         return pictures.sheet(samples.x1, [self.names[number] for number in turn])
 
@@ -290,8 +295,8 @@ class Images:
 class Fixed(Images):
     """Images that are in memory already."""
 
-    def __init__(self, config: ImagesConfig, loaded: Loaded) -> None:
-        super().__init__(config)
+    def __init__(self, config: ImagesConfig, loaded: Loaded, facts: Any = None) -> None:
+        super().__init__(config, facts)
         self._given = loaded
 
     def read(self, limit: int | None = None) -> Loaded:
@@ -331,8 +336,23 @@ class Folder(Images):
 
     @cached_property
     def _listing(self) -> Listing:
+        return self._found[0]
+
+    @cached_property
+    def _found(self) -> tuple[Listing, list[str] | None]:
+        """What there is to read, and the captions beside it where they are what the network is told."""
         with Files(self.config.path) as files:
-            return listing(files, self._fault)
+            found = listing(files, self._fault)
+            if self.config.captions is None or self.config.captions.source != "files":
+                return found, None
+            found, texts = captions(files, found, self._fault)
+        if not texts:
+            raise InputError(f"{self.config.path} has no picture with a .txt of the same name beside it")
+        return found, texts
+
+    def own_captions(self) -> list[str]:
+        """See ``Images.own_captions``; known without decoding a picture."""
+        return self._found[1] or []
 
     def _fault(self, message: str) -> None:
         if self.config.on_error == "refuse":
@@ -346,7 +366,9 @@ class Folder(Images):
         images, kept = _opened(self.config.path, [names[row] for row in rows], self.outline()[0], self._fault)
         if not kept:
             raise InputError(f"{self.config.path}: none of its {len(rows)} pictures can be read")
-        return Loaded(images, None if labels is None else torch.tensor([labels[rows[i]] for i in kept]), classes)
+        kept, texts = [rows[i] for i in kept], self._found[1]
+        numbers = None if labels is None else torch.tensor([labels[row] for row in kept])
+        return Loaded(images, numbers, classes, captions=None if texts is None else [texts[row] for row in kept])
 
 
 class Npz(Images):
@@ -411,8 +433,8 @@ def _example(folder: Path) -> Path:
 
 
 def _npz(path: Path) -> Loaded:
-    """Images and labels of an .npz. Raises ``InputError`` naming the file and the array that is missing or wrong."""
-    images, labels = _arrays(path)
+    """What is in an .npz. Raises ``InputError`` naming the file and the array that is missing or wrong."""
+    images, labels, texts = _arrays(path)
     if images.dtype != np.uint8:
         raise InputError(
             f"{path}: `images` is {images.dtype}; it should be uint8, 0 for black and 255 for white, such as "
@@ -425,18 +447,21 @@ def _npz(path: Path) -> Loaded:
     if images.size == 0:
         raise InputError(f"{path}: `images` is {images.shape}, which is empty")
     x = pictures.to_tensor(images)
+    if texts is not None and (texts.shape != (len(images),) or texts.dtype.kind != "U"):
+        raise InputError(f"{path}: `captions` is {texts.dtype} {texts.shape}; it should be {len(images)} strings")
+    told = None if texts is None else texts.tolist()
     if labels is None:
-        return Loaded(x, None, [])
+        return Loaded(x, None, [], captions=told)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
         raise InputError(
             f"{path}: `labels` is {labels.dtype} {labels.shape}; it should be {len(images)} integers or strings"
         )
     numbers, names = numbered([str(label) for label in labels.tolist()])
-    return Loaded(x, torch.tensor(numbers), names)
+    return Loaded(x, torch.tensor(numbers), names, captions=told)
 
 
-def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The arrays ``images`` and ``labels`` of an .npz."""
+def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The arrays ``images``, ``labels`` and ``captions`` of an .npz."""
     if not path.exists():
         raise InputError(f"{path} does not exist; data.path names an .npz")
     try:
@@ -446,22 +471,7 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         with file:
             if "images" not in file.files:
                 raise InputError(f"{path} has no array `images`; it holds {', '.join(file.files) or 'nothing'}")
-            return file["images"], file["labels"] if "labels" in file.files else None
+            labels, texts = (file[name] if name in file.files else None for name in ("labels", "captions"))
+            return file["images"], labels, texts
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read as an .npz: {error}") from error
-
-
-def random_rows(n: int, limit: int | None) -> list[int]:
-    """All of n rows, or ``limit`` of them at random, in order: at random, since files are often sorted by class."""
-    if limit is None or limit >= n:
-        return list(range(n))
-    return sorted(torch.randperm(n, generator=generator(0, "some"))[:limit].tolist())
-
-
-def some(loaded: Loaded, limit: int | None) -> Loaded:
-    """All of the images, or ``limit`` of them at random."""
-    if limit is None or limit >= len(loaded.x):
-        return loaded
-    rows = random_rows(len(loaded.x), limit)
-    labels, test = (None if part is None else part[rows] for part in (loaded.labels, loaded.test))
-    return loaded._replace(x=loaded.x[rows], labels=labels, test=test)

@@ -7,12 +7,17 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator
 
 from flowcore.errors import InputError
 
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 LARGEST = 2**29  # bytes of one file, unpacked: more than a picture within Pillow's own pixel limit needs
+Place = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""A path that means the same from every working directory, so that a run's config.yaml does too."""
+
 Fault = Callable[[str], None]
 """Told of each fault that concerns one file only; it raises, or returns to go on without that file."""
 
@@ -105,6 +110,28 @@ def listing(files: Files, fault: Fault) -> Listing:
             named[name] = folder
     labels, classes = numbered(list(named.values()))
     return Listing(list(named), labels, classes)
+
+
+def captions(files: Files, found: Listing, fault: Fault) -> tuple[Listing, list[str]]:
+    """The pictures beside which a .txt of the same name lies, and what is in it, with one space between words."""
+    kept, texts = [], []
+    for row, name in enumerate(found.pictures):
+        beside = str(PurePosixPath(name).with_suffix(".txt"))
+        if beside not in files.names:
+            fault(f"{files.where(name)} has no caption: {beside} is not there")
+            continue
+        try:
+            text = " ".join(files.read(beside).decode("utf-8-sig").split())
+        except UnicodeDecodeError:
+            fault(f"{files.where(beside)} is not UTF-8 text")
+            continue
+        if not text:
+            fault(f"{files.where(beside)} is empty")
+            continue
+        kept.append(row)
+        texts.append(text)
+    labels = None if found.labels is None else [found.labels[row] for row in kept]
+    return Listing([found.pictures[row] for row in kept], labels, found.classes), texts
 
 
 def numbered(labels: list[str]) -> tuple[list[int], list[str]]:

@@ -70,7 +70,7 @@ class Hf(Images):
     def outline(self) -> tuple[tuple[int, ...], list[str]]:
         """Known without reading anything where the network is told no classes."""
         shape = (self.config.channels, self.config.size, self.config.size)
-        return shape, self._classes[1] if self.config.conditional else []
+        return shape, self._classes[1] if self.config.conditional or self.config.captions else []
 
     def tiny(self) -> Images:
         """128 of the bundled digits in the shape of these pictures: a smoke run asks the Hub for nothing."""
@@ -81,7 +81,8 @@ class Hf(Images):
         if not names:
             return Fixed(self.config, Loaded(x, digits.labels, digits.names))
         assert digits.labels is not None
-        return Fixed(self.config, Loaded(x, digits.labels % len(names), names))
+        facts = None if self.config.captions is None else self.facts()
+        return Fixed(self.config, Loaded(x, digits.labels % len(names), names), facts)
 
     def read(self, limit: int | None = None) -> Loaded:
         """Decode the pictures, in as many threads as there are processors.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from flowcore.data import Batch, everything
 from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Figure, Measured
 from flowcore.seeds import generator
+from flowplat_images.data import Images
 from flowplat_images.reference import CHUNK, device, gaussian_fit, held_out, reference, simpler
 
 PROBES = 2048  # images whose distance to the others says what is near
@@ -68,29 +69,35 @@ def nearest(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
 
 
 def class_accuracy(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
-    """Share of conditional samples that the feature classifier gives the class they were asked to be of.
+    """Share of conditional samples that the feature classifier gives the class they were asked to be of, or that their
+    caption names; captions that name no class, or more than one, do not count.
 
     Floor: its accuracy on held-out images, or on the training images where none are held out; strong guidance can
     exceed it, at the price of variety. Baseline: chance. Raises ``UsageError`` for unconditional samples.
     """
     if samples.condition is None:
         raise UsageError("class_accuracy measures conditional samples: set data.conditional=true, or leave it out")
+    asked = cast(Images, measured.data).asked(samples.condition).cpu()
+    known = asked >= 0
+    if not bool(known.any()):
+        raise UsageError("class_accuracy needs captions that name one class each; leave it out of eval.metrics")
     found = reference(measured)
     if not found.fitted.labelled:
         raise UsageError("class_accuracy needs two classes or more; leave it out of eval.metrics")
     held = held_out(measured)
     real = found.training if held is None else held
     network = found.fitted.network
+    uncounted = "" if bool(known.all()) else f"; {int((~known).sum())} captions name no class, or several"
 
     def share(x: Tensor, asked: Tensor) -> float:
-        return (network.classify(x.clamp(-1, 1)) == asked.cpu()).double().mean().item()
+        return (network.classify(x.clamp(-1, 1)) == asked).double().mean().item()
 
     figure = Figure(
-        share(samples.x1, samples.condition),
+        share(samples.x1[known], asked[known]),
         better="higher",
         floor=share(real.x1, real.extra["labels"]),
         baselines={"chance": 1 / network.head.out_features},
-        note=f"{found.fitted.note}; floor: on {'training' if held is None else 'held-out'} images",
+        note=f"{found.fitted.note}; floor: on {'training' if held is None else 'held-out'} images{uncounted}",
     )
     return {"class_accuracy": figure}
 

@@ -91,19 +91,26 @@ def sheet(x: Tensor, titles: list[str] | None = None, limit: int = 100) -> bytes
     return buffer.getvalue()
 
 
-def write(x: Tensor, folder: Path, labels: Tensor | None, names: list[str]) -> None:
-    """``images/`` with a PNG file for each image and labels.csv when there are labels: what ``data=folder`` reads.
-    Beside it ``samples.npz``: what ``data=npz`` reads."""
+def write(x: Tensor, folder: Path, labels: Tensor | None, names: list[str], captions: list[str] | None = None) -> None:
+    """``images/`` with a PNG file for each image, labels.csv when there are labels and a .txt beside each image when
+    there are captions: what ``data=folder`` reads. Beside it ``samples.npz``: what ``data=npz`` reads."""
     images = to_uint8(x)
     files = [f"{i:05d}.png" for i in range(len(images))]
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, image in zip(files, images, strict=True):
         Image.fromarray(image).save(folder / "images" / name)
+    more: dict[str, np.ndarray] = {}
+    if captions is not None:
+        more["captions"] = np.array(captions, dtype=str)
+        for name, caption in zip(files, captions, strict=True):
+            (folder / "images" / name).with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
     if labels is None:
-        np.savez_compressed(folder / "samples.npz", images=images)
+        np.savez_compressed(folder / "samples.npz", images=images, **more)
         return
     named = [names[number] for number in labels.tolist()]
     with (folder / "images" / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("file", "label"), *zip(files, named, strict=True)])
     numbers = all(name.isdecimal() and name == str(int(name)) for name in names)
-    np.savez_compressed(folder / "samples.npz", images=images, labels=np.array(named, dtype=int if numbers else str))
+    np.savez_compressed(
+        folder / "samples.npz", images=images, labels=np.array(named, dtype=int if numbers else str), **more
+    )

@@ -31,6 +31,12 @@ def register_networks(register: Register) -> None:
     register(
         "unet", f"{networks}:unet", config=f"{networks}:UNetConfig", summary="small UNet with attention at the bottom"
     )
+    hugging = "flowplat_images.hugging"
+    unet2d, text_unet = f"{hugging}:UNet2DConfig", f"{hugging}:TextUNetConfig"
+    register("unet2d", f"{hugging}:unet2d", config=unet2d, summary="the UNet of diffusers, without text")
+    register(
+        "text_unet", f"{hugging}:text_unet", config=text_unet, summary="the UNet of diffusers, told captions by CLIP"
+    )
 
 
 @hookimpl
@@ -82,3 +88,8 @@ def register_presets(register: Register) -> None:
         "interpolant-3-to-8", f"{presets}/interpolant-3-to-8.yaml", summary="threes become eights, by the same means"
     )
     register("digits-by-class", by_class, summary="the digit you ask for, by classifier-free guidance")
+    text = f"{presets}/captions.yaml"
+    register("captions", text, summary="the digit you describe: captions, and classifier-free guidance")
+    reflowed, instant = f"{presets}/instaflow-reflow.yaml", f"{presets}/instaflow.yaml"
+    register("instaflow-reflow", reflowed, summary="that flow made straight, its guidance learnt with it")
+    register("instaflow", instant, summary="the digit you describe in one network call")
