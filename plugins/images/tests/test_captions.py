@@ -96,7 +96,7 @@ def test_a_batch_has_a_caption_of_its_own_class_and_each_template_comes_up(told)
     said = [
         texts(told, source.batch(torch.arange(3), torch.Generator().manual_seed(seed)).condition) for seed in range(40)
     ]
-    first = set(written(told.loaded.x[:3], told.loaded.labels[:3], NAMES, told.config.captions.templates)[0])
+    first = set(written(told.loaded.x, told.loaded.labels, NAMES, told.config.captions.templates)[0])
     assert {row[0] for row in said} == first
     assert {text for row in said for text in row} <= set(possible(NAMES, told.config.captions.templates, True))
 

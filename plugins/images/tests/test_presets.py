@@ -102,15 +102,22 @@ def test_a_preset_fits_its_network_to_its_data(preset):
     outputs = 2 if preset.get("objective") == "interpolant" else 1
     out = network(batch.x1, torch.rand(4), batch.condition)
     assert out.shape == (4, outputs * batch.x1.shape[1], *batch.x1.shape[2:])
-    sampled, learnt = (bool(part.get("guidance")) for part in (preset["sample"], preset.get("teacher", {}).get("pairs", {})))
-    assert (sampled or learnt) == (images.spec().condition is not None) == ("class_accuracy" in preset["eval"]["metrics"])
+    sampled, learnt = (
+        bool(part.get("guidance")) for part in (preset["sample"], preset.get("teacher", {}).get("pairs", {}))
+    )
+    assert (
+        (sampled or learnt) == (images.spec().condition is not None) == ("class_accuracy" in preset["eval"]["metrics"])
+    )
     assert not (sampled and learnt)  # what is in the pairs is not applied again
     assert not sampled or preset["train"]["drop_condition"] > 0
     assert preset["eval"]["count"] == len(images.train())
 
 
-@every_preset
-def test_a_preset_learns(preset):
+FRESH = {name: preset for name, preset in PRESETS.items() if "start" not in preset.get("teacher", {})}
+
+
+@pytest.mark.parametrize("preset", FRESH.values(), ids=FRESH)
+def test_a_preset_that_begins_afresh_learns(preset):
     """Thirty steps, of a small network a few more, take the loss well below that of the mean velocity, E[v] = E[x1]."""
     images, network = built(preset)
     training = everything(images.train())

@@ -205,6 +205,7 @@ def datasets() -> Any:
         import datasets as package  # type: ignore[import-not-found]
     except ImportError as error:
         raise MissingPackageError("data=hf needs `datasets`; `pip install 'flowplat-images[hf]'` brings it") from error
+    package.disable_progress_bars()  # the platform has its own
     return package
 
 
