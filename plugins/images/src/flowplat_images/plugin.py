@@ -87,6 +87,8 @@ def register_presets(register: Register) -> None:
     register(
         "interpolant-3-to-8", f"{presets}/interpolant-3-to-8.yaml", summary="threes become eights, by the same means"
     )
+    register("edm", f"{presets}/edm.yaml", summary="digits by EDM: 35 network calls, or 9")
+    register("pfgm-pp", f"{presets}/pfgm-pp.yaml", summary="EDM with a Poisson flow's noise, which forgives more")
     register("digits-by-class", by_class, summary="the digit you ask for, by classifier-free guidance")
     text = f"{presets}/captions.yaml"
     register("captions", text, summary="the digit you describe: captions, and classifier-free guidance")
