@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 import flowplat
-from flowcore.data import Batch
+from flowcore.data import Batch, everything
 from flowcore.errors import InputError, UsageError
 from flowcore.pairs import PairStore
+from flowcore.paths import linear
 from flowcore.seeds import generator
-from flowcore.solvers import solve
+from flowcore.solvers import edm_grid, solve
 from flowplat.config import resolve
 from flowplat.experiment import Experiment
 from flowplat.export import export
@@ -150,6 +151,57 @@ def test_pairs_come_in_the_guises_of_the_data(trained: Path, monkeypatch: pytest
     assert not torch.equal(drawn.x1, pairs.x1)
     assert torch.equal(experiment.held_out.batch(rows, generator(0)).x1, plain.held_out.batch(rows, generator(0)).x1)
     assert len(stores(trained)) == 1
+
+
+INVERTED = (*PAIRS, "teacher.pairs.inverted=12", "teacher.pairs.held_out=15", "teacher.pairs.dtype=float32")
+
+
+def test_inverted_pairs_are_training_samples_and_the_noise_that_leads_to_them(trained: Path) -> None:
+    experiment = Experiment(resolve("ring", [f"teacher.model={trained}", *INVERTED, "teacher.pairs.steps=50"]))
+    assert (len(experiment.source), len(experiment.held_out)) == (25 + 12, 15)
+    pairs = experiment.source.batch(torch.arange(25, 37), generator(0))
+    data = everything(experiment.data.train()).x1
+    assert (pairs.x1[:, None] == data).all(2).any(1).all()
+    assert len(pairs.x1.unique(dim=0)) == 12
+    teacher = load(trained)
+    with torch.no_grad():
+        there = solve(teacher.parts().field(teacher.network), pairs.x0, 50, "heun")
+    assert torch.allclose(there, pairs.x1, atol=1e-3)
+
+
+def test_generated_and_inverted_pairs_come_in_the_order_that_is_asked_for(trained: Path) -> None:
+    source = Experiment(resolve("ring", [f"teacher.model={trained}", *INVERTED])).source
+    whole = source.batch(torch.arange(37), generator(0))
+    for rows in (torch.tensor([36, 0, 25, 24, 3, 30]), torch.tensor([2, 1]), torch.tensor([36, 26])):
+        batch = source.batch(rows, generator(0))
+        assert torch.equal(batch.x0, whole.x0[rows])
+        assert torch.equal(batch.x1, whole.x1[rows])
+
+
+def test_inverted_pairs_are_kept_shared_and_finished(trained: Path, tmp_path: Path) -> None:
+    run(tmp_path / "one", *INVERTED, model=trained)
+    (inverted,) = (one for one in stores(trained) if "inverted" in PairStore(one).meta["record"])
+    shards = sorted(inverted.glob("*.safetensors"))
+    before = [shard.read_bytes() for shard in shards]
+    shards[-1].unlink()
+    run(tmp_path / "two", *INVERTED, "teacher.pairs.count=24", model=trained)  # of another count of the others
+    assert [shard.read_bytes() for shard in shards] == before
+    assert len(stores(trained)) == 3
+    run(tmp_path / "all", *PAIRS, "teacher.pairs.inverted=100000", model=trained)
+    counts = [PairStore(one).meta["record"].get("inverted") for one in stores(trained)]
+    assert len(Experiment(resolve("ring")).data.train()) in counts
+
+
+def test_the_teachers_steps_may_end_at_edms_noise_levels(trained: Path, tmp_path: Path) -> None:
+    run(tmp_path / "student", *PAIRS, "teacher.pairs.rho=7", "teacher.pairs.inverted=4", model=trained)
+    for folder in stores(trained):
+        assert PairStore(folder).meta["times"] == edm_grid(3, path=linear()).tolist()
+
+
+def test_noise_levels_that_the_teachers_path_has_not_are_told(ring: Path, tmp_path: Path) -> None:
+    flowplat.run("ring", "path=vp", "sample.solver=heun", *SHORT, out=tmp_path / "vp")
+    with pytest.raises(UsageError, match=r"^teacher\.pairs\.rho: sigma_min=0.002 .*; leave it out"):
+        run(tmp_path / "student", *PAIRS, "teacher.pairs.rho=7", model=tmp_path / "vp")
 
 
 def test_validation_on_pairs_needs_some_held_out(trained: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flowcore.couplings import Pairs
 from flowcore.data import Batch
+from flowcore.field import Field
 from flowcore.losses import matching_loss
 from flowcore.plugin.contracts import Objective, Parts
 from flowcore.state import tree_map
@@ -19,20 +20,25 @@ def matching(parts: Parts, compares: Literal["velocity", "x1", "noise"] | None =
     ``drop_condition`` of the conditions is replaced by the null condition. ``compares`` is what ``metric`` is of, where
     that is not what the network predicts: 2-Rectified Flow++ compares the velocity of an edm network.
     """
-    path, times, metric = parts.path, parts.times, parts.loss
 
     def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
-        x0 = path.draw_source(batch.x1, generator) if batch.x0 is None else batch.x0
-        t = times(len(batch), generator)
-        field = parts.field(network, batch.condition)
-        if parts.drop_condition > 0 and field.condition is not None and field.null is not None:
-            dropped = torch.rand(len(batch), generator=generator, device=generator.device) < parts.drop_condition
-            keep = tree_map(lambda c, n: torch.where(_wide(dropped, c), n, c), field.condition, field.null_condition())
-            field = field.with_condition(keep)
-        pairs = Pairs(x0, batch.x1, batch.weight)
-        return matching_loss(field, pairs, t.float(), metric, batch.index, times.weights(t), compares=compares)
+        field, pairs, t = posed(parts, network, batch, generator)
+        weight = parts.times.weights(t)
+        return matching_loss(field, pairs, t.float(), parts.loss, batch.index, weight, compares=compares)
 
     return loss
+
+
+def posed(parts: Parts, network: Any, batch: Batch, generator: torch.Generator) -> tuple[Field, Pairs, Tensor]:
+    """What ``matching`` asks of a batch: the field, told its conditions, the pairs, and times (B,) in float64."""
+    x0 = parts.path.draw_source(batch.x1, generator) if batch.x0 is None else batch.x0
+    t = parts.times(len(batch), generator)
+    field = parts.field(network, batch.condition)
+    if parts.drop_condition > 0 and field.condition is not None and field.null is not None:
+        dropped = torch.rand(len(batch), generator=generator, device=generator.device) < parts.drop_condition
+        keep = tree_map(lambda c, n: torch.where(_wide(dropped, c), n, c), field.condition, field.null_condition())
+        field = field.with_condition(keep)
+    return field, Pairs(x0, batch.x1, batch.weight), t
 
 
 def _wide(mask: Tensor, like: Tensor) -> Tensor:

@@ -73,12 +73,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--dimensions", nargs="+", default=["16", "64", "2048", "null"])
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other data, another network")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     found: dict[str, Any] = {}
     for seed in options.seeds:
         for dimension in options.dimensions:
-            one = measure(seed, dimension, [*QUICK] if options.quick else [])
+            one = measure(seed, dimension, [*options.set, *(QUICK if options.quick else ())])
             found.setdefault(str(seed), {})[dimension] = one
             print(f"seed {seed}  D {dimension:5}", *(f"{k}: {v:.2f}" for k, v in one["by_nfe"].items()), end="  ")
             print(*(f"alpha {k}: {v:.2f}" for k, v in one["by_alpha"].items()), flush=True)

@@ -83,7 +83,8 @@ class Experiment:
         settings = self.config.teacher
         if settings is None or settings.pairs is None or self.teacher is None:
             return None
-        return teacher.read(teacher.make(self.teacher, settings.pairs, self), settings.pairs, self.data)
+        folder = teacher.make(self.teacher, settings.pairs, self)
+        return teacher.read(folder, teacher.invert(self.teacher, settings.pairs, self), settings.pairs, self.data)
 
     def _coupled(self, source: Source) -> Source:
         choice = self.config.coupling

@@ -49,6 +49,9 @@ class PairSettings(Settings):
     count: int = Field(ge=1, description="pairs")
     steps: int = Field(50, ge=1, description="solver steps of the teacher")
     solver: Chosen = Field(description="the teacher's solver")
+    rho: float | None = Field(
+        None, gt=0, description="steps between EDM's noise levels, as rho of the sampler flow; null for equal steps"
+    )
     guidance: list[Chosen] = Field(default_factory=list, description="the teacher's guidance")
     dtype: Literal["float16", "float32", "uint8"] = Field(
         "float16", description="how samples are kept; uint8 is for images in [-1, 1]"
@@ -56,6 +59,9 @@ class PairSettings(Settings):
     seed: int = Field(0, ge=0, description="the source of their noise")
     batch_size: int = Field(512, ge=1, description="pairs made at once")
     held_out: int = Field(0, ge=0, description="pairs of these kept back for validation")
+    inverted: int = Field(
+        0, ge=0, description="pairs more, of so many training samples (or all) and their noise by the flow backwards"
+    )
     augment: bool = Field(
         True, description="draw them in the guises that the data is drawn in, such as mirrored, noise and sample alike"
     )

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from flowcore import files
 from flowcore.data import Batch, Source, Transform
 from flowcore.errors import UsageError
-from flowcore.pairs import PairStore, Recipe, generate_pairs, store_size
+from flowcore.pairs import PairStore, Recipe, generate_pairs, invert_pairs, store_size
+from flowcore.paths import Affine
 from flowcore.plugin.contracts import Data
 from flowcore.samplers import empty
+from flowcore.seeds import generator
+from flowcore.solvers import edm_grid
 from flowcore.state import tree_map
 from flowcore.training import checkpoints
 from flowplat import modelfolder
@@ -75,24 +78,51 @@ def start(model: Model, network: nn.Module, averaged: bool) -> None:
 
 
 class Part:
-    """Some rows of a source, from ``first`` on; ``transform`` augments each batch."""
+    """Some rows of a source; ``transform`` augments each batch."""
 
-    def __init__(self, source: Source, first: int, count: int, transform: Transform | None = None) -> None:
-        self.source, self.first, self.count, self.transform = source, first, count, transform
+    def __init__(self, source: Source, rows: Tensor, transform: Transform | None = None) -> None:
+        self.source, self.rows, self.transform = source, rows, transform
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.rows)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """See ``flowcore.data.Source.batch``."""
-        batch = self.source.batch(rows + self.first, generator)
+        batch = self.source.batch(self.rows[rows], generator)
         return batch if self.transform is None else self.transform(batch, generator)
 
 
-def folder_of(model: Model, settings: PairSettings) -> Path:
-    """Where the pairs of these settings are: with the teacher's run, for every student to use; an exported model's
+class Joined:
+    """The pairs of one source, and behind them those of another."""
+
+    def __init__(self, first: Source, second: Source) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
+        """See ``flowcore.data.Source.batch``."""
+        late = rows >= len(self.first)
+        if not late.any():
+            return self.first.batch(rows, generator)
+        if late.all():
+            return self.second.batch(rows - len(self.first), generator)
+        one = self.first.batch(rows[~late], generator)
+        other = self.second.batch(rows[late] - len(self.first), generator)
+        place = torch.cat([(~late).nonzero(), late.nonzero()]).flatten().argsort()
+
+        def join(a: Tensor, b: Tensor) -> Tensor:
+            return torch.cat([a, b])[place]
+
+        condition = None if one.condition is None else tree_map(join, one.condition, other.condition)
+        return Batch(tree_map(join, one.x1, other.x1), condition, tree_map(join, one.x0, other.x0))
+
+
+def folder_of(model: Model, record: dict[str, Any]) -> Path:
+    """Where the pairs of this record are: with the teacher's run, for every student to use; an exported model's
     folder stays as it is, and its pairs are under runs/pairs."""
-    recipe = json.dumps({"teacher": fingerprint(model)} | _record(settings), sort_keys=True)
+    recipe = json.dumps({"teacher": fingerprint(model)} | record, sort_keys=True)
     name = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     source = model.source
     return (source.parents[1] if source.is_dir() else Path("runs")) / "pairs" / name
@@ -108,12 +138,10 @@ def make(model: Model, settings: PairSettings, experiment: "Experiment") -> Path
             f"teacher.pairs are made from noise, and the flow of {model.source} begins at samples of its data; train"
             " without pairs"
         )
-    engine, folder = experiment.engine, folder_of(model, settings)
+    record = _record(settings)
+    engine, folder = experiment.engine, folder_of(model, record)
     parts = model.parts()
-    recipe = Recipe(
-        fingerprint(model), settings.steps, settings.solver.build(), settings.dtype, batch_size=settings.batch_size,
-        shard_size=_shard_size(settings), device=experiment.device, record=_record(settings),
-    )  # fmt: skip
+    recipe = _recipe(model, settings, experiment, record, settings.count)
     sample = tree_map(lambda leaf: leaf[0], empty(parts.spec.state, 1, torch.device("cpu")))
     condition = model.data.condition(settings.count, None)
     one = None if condition is None else tree_map(lambda leaf: leaf[0], condition)
@@ -129,25 +157,67 @@ def make(model: Model, settings: PairSettings, experiment: "Experiment") -> Path
     return folder
 
 
-def read(folder: Path, settings: PairSettings, data: Data) -> tuple[Source, Source]:
+def invert(model: Model, settings: PairSettings, experiment: "Experiment") -> Path | None:
+    """As ``make``, of training samples of the run's own data set, and without guidance; None where none are asked for.
+
+    A share of such pairs keeps the student from drifting off the data (Lee et al. 2024, arXiv 2405.20320).
+    """
+    training = experiment.data.train()
+    count = min(settings.inverted, len(training))
+    if count == 0:
+        return None
+    kept = {key: value for key, value in _record(settings).items() if key not in ("count", "guidance")}
+    record = kept | {"inverted": count, "data": experiment.data.fingerprint()}
+    folder, recipe = folder_of(model, record), _recipe(model, settings, experiment, record, count)
+    rows = torch.randperm(len(training), generator=generator(settings.seed, "inverted"))[:count]
+    log.info("%d training samples, inverted by %s, in %s", count, model.source, folder)
+    engine = experiment.engine
+    with progress("inverted pairs", count, "pair", shown=engine.rank == 0) as bar:
+        field = model.parts().field(engine.called(model.network))
+        invert_pairs(field, recipe, folder, Part(training, rows), settings.seed, _advance(bar), engine)
+    return folder
+
+
+def read(folder: Path, inverted: Path | None, settings: PairSettings, data: Data) -> tuple[Source, Source]:
     """The pairs to train on, in the guises of ``data`` where it has any, and those kept back for validation."""
     store, held = PairStore(folder), settings.held_out
     augment = getattr(data, "augment", None) if settings.augment else None
-    return Part(store, 0, len(store) - held, augment), Part(store, len(store) - held, held)
+    rows = torch.arange(len(store))
+    training: Source = Part(store, rows[: len(rows) - held])
+    if inverted is not None:
+        training = Joined(training, PairStore(inverted))
+    return Part(training, torch.arange(len(training)), augment), Part(store, rows[len(rows) - held :])
+
+
+def _recipe(
+    model: Model, settings: PairSettings, experiment: "Experiment", record: dict[str, Any], count: int
+) -> Recipe:
+    grid: int | Tensor = settings.steps
+    path = model.parts().path
+    if settings.rho is not None:
+        if not isinstance(path, Affine):
+            raise UsageError("teacher.pairs.rho is for a teacher whose path has one noise level; leave it out")
+        try:
+            grid = edm_grid(settings.steps, rho=settings.rho, path=path)
+        except ValueError as error:
+            raise UsageError(f"teacher.pairs.rho: {error}; leave it out") from error
+    return Recipe(
+        fingerprint(model), grid, settings.solver.build(), settings.dtype, batch_size=settings.batch_size,
+        shard_size=_shard_size(settings.batch_size, count), device=experiment.device, record=record,
+    )  # fmt: skip
 
 
 def _advance(bar: Any) -> Callable[[int], None]:
     return lambda done: bar.update(done - bar.n)
 
 
-def _shard_size(settings: PairSettings) -> int:
+def _shard_size(batch_size: int, count: int) -> int:
     """A few batches: what is lost when the run is stopped, and what a process makes at a time."""
-    return min(4 * settings.batch_size, math.ceil(settings.count / settings.batch_size) * settings.batch_size)
+    return min(4 * batch_size, math.ceil(count / batch_size) * batch_size)
 
 
 def _record(settings: PairSettings) -> dict[str, Any]:
     """What decides the pairs, as plain JSON."""
-    kept = {
-        key: plain(getattr(settings, key)) for key in type(settings).model_fields if key not in ("held_out", "augment")
-    }
+    others = {"held_out", "augment", "inverted"} | ({"rho"} if settings.rho is None else set())
+    kept = {key: plain(getattr(settings, key)) for key in type(settings).model_fields if key not in others}
     return kept | {"solver": settings.solver.plain(), "guidance": [choice.plain() for choice in settings.guidance]}

@@ -76,13 +76,15 @@ class Fitted(NamedTuple):
     labelled: bool
 
 
-def fit(training: Batch, held: Batch | None, seed: int, keep: Path, device: torch.device | str = "cpu") -> Fitted:
+def fit(
+    training: Batch, held: Batch | None, seed: int, keep: Path | None, device: torch.device | str = "cpu"
+) -> Fitted:
     """The feature network for a training set.
 
     It is trained on ``training.extra["labels"]``, or on k-means clusters where there are not two classes, by Adam under
-    a one-cycle learning rate, and stored in ``keep``; what is stored there already is used as it is. ``held`` are
-    held-out images to give its accuracy on. Raises ``IntegrityError`` when the stored weights are damaged or of another
-    shape.
+    a one-cycle learning rate, and stored in ``keep``, if given; what is stored there already is used as it is. ``held``
+    are held-out images to give its accuracy on. Raises ``IntegrityError`` when the stored weights are damaged or of
+    another shape.
     """
     own = training.extra.get("labels")
     labelled = own is not None and int(own.max()) > int(own.min())
@@ -91,7 +93,7 @@ def fit(training: Batch, held: Batch | None, seed: int, keep: Path, device: torc
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "features"))  # torch's layers draw their first weights from the global generator
         network = Classifier(tuple(training.x1.shape[1:]), classes)
-    if keep.exists():
+    if keep is not None and keep.exists():
         try:
             network.load_state_dict(load_file(keep))
         except (SafetensorError, RuntimeError, OSError) as error:
@@ -99,16 +101,18 @@ def fit(training: Batch, held: Batch | None, seed: int, keep: Path, device: torc
         network.to(device)
     else:
         _train(network.to(device), Rows(training.x1, extra={"labels": labels}), seed, device)
-        keep.parent.mkdir(parents=True, exist_ok=True)
-        save_file(network.state_dict(), keep)
+        if keep is not None:
+            keep.parent.mkdir(parents=True, exist_ok=True)
+            save_file(network.state_dict(), keep)
     network.eval()
     kind = "the data's own classes" if labelled else f"{classes} clusters, for want of classes"
     tested, truth, which = training.x1, labels, "training"
     if labelled and held is not None:
         tested, truth, which = held.x1, held.extra["labels"], "held-out"
     accuracy = torch.eq(network.classify(tested), truth).double().mean().item()
-    digest = hashlib.sha256(keep.read_bytes()).hexdigest()
-    note = f"features: classifier of {kind}, {which} accuracy {accuracy:.4f}, {keep.name} sha256 {digest[:16]}"
+    note = f"features: classifier of {kind}, {which} accuracy {accuracy:.4f}"
+    if keep is not None:
+        note += f", {keep.name} sha256 {hashlib.sha256(keep.read_bytes()).hexdigest()[:16]}"
     return Fitted(network, note, labelled)
 
 

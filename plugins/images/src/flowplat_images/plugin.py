@@ -53,6 +53,15 @@ def register_metrics(register: Register) -> None:
 
 
 @hookimpl
+def register_objectives(register: Register) -> None:
+    register(
+        "perceptual", "flowplat_images.perceptual:perceptual",
+        summary="matching, and a distance in features of the data's own classifier: 2-Rectified Flow++",
+        uses=("path", "coupling", "times", "loss", "predicts"),
+    )  # fmt: skip
+
+
+@hookimpl
 def register_tasks(register: Register) -> None:
     tasks = "flowplat_images.tasks"
     register("translate", f"{tasks}:translate", summary="pictures as ones of another class, through their noise")
@@ -89,6 +98,11 @@ def register_presets(register: Register) -> None:
     )
     register("edm", f"{presets}/edm.yaml", summary="digits by EDM: 35 network calls, or 9")
     register("pfgm-pp", f"{presets}/pfgm-pp.yaml", summary="EDM with a Poisson flow's noise, which forgives more")
+    register(
+        "rectified-flow-pp",
+        f"{presets}/rectified-flow-pp.yaml",
+        summary="one reflow, better at one step: 2-Rectified Flow++",
+    )
     register("digits-by-class", by_class, summary="the digit you ask for, by classifier-free guidance")
     text = f"{presets}/captions.yaml"
     register("captions", text, summary="the digit you describe: captions, and classifier-free guidance")
