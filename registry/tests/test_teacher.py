@@ -252,6 +252,17 @@ def test_the_noise_of_a_student_is_annealed_over_the_steps(trained: Path, tmp_pa
     assert long[1] != pytest.approx(none[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("objective", ["flow_guided", "phased"])
+def test_a_run_is_rehearsed_before_its_teacher_is_trained(objective: str, ring: Path) -> None:
+    """With one that has not learnt yet; what does not fit is told all the same."""
+    named = ["teacher.preset=ring", *PAIRS, f"objective={objective}"]
+    experiment = Experiment(resolve("ring", named))
+    experiment.rehearse(experiment.network())
+    other = Experiment(resolve("ring", [*named, "path=cosine"]))
+    with pytest.raises(UsageError, match="goes by another path"):
+        other.rehearse(other.network())
+
+
 @pytest.mark.parametrize(
     "option", ["annealed, steps: 0", "k_step, steps: 0", "phased, phases: 0", "flow_guided, first_step: nobody"]
 )

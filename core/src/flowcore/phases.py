@@ -34,10 +34,8 @@ def implied_pair(path: Affine, early: State, late: State, s: Tensor, r: Tensor) 
 
         E = (alpha_s x_r - alpha_r x_s) / W,   X = (sigma_r x_s - sigma_s x_r) / W
 
-    with W = alpha_s sigma_r - sigma_s alpha_r.
-
-    With k = sigma / alpha the first is (x_r / alpha_r - x_s / alpha_s) / (k_r - k_s), finite where alpha_s = 0 too. On
-    the linear path from 0 to 1 the pair is (early, late) itself.
+    with W = alpha_s sigma_r - sigma_s alpha_r. With k = sigma / alpha the first is (x_r / alpha_r - x_s / alpha_s) /
+    (k_r - k_s), finite where alpha_s = 0 too. On the linear path from 0 to 1 the pair is (early, late) itself.
     """
     a, b, c, d = (one.double() for one in (path.alpha(s), path.sigma(s), path.alpha(r), path.sigma(r)))
     W = a * d - b * c

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ValidationError
 
 from flowcore.errors import FlowError, UsageError
 from flowcore.plugin.contracts import Data
+from flowplat import teacher
 from flowplat.chosen import Chosen
 from flowplat.components import Component
 from flowplat.config import chosen, resolve
-from flowplat.experiment import Experiment
 from flowplat.manager import Manager
 from flowplat.model import Model
 from flowplat.settings import RunConfig
@@ -116,5 +116,4 @@ class Bench:
 
     def untrained(self, config: RunConfig) -> Model:
         """The model of a preset before any training: a task that is given nonsense needs no better."""
-        experiment = Experiment(config)
-        return Model(experiment, experiment.network().eval(), Path("untrained"))
+        return teacher.untrained(config)

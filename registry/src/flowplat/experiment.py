@@ -64,6 +64,14 @@ class Experiment:
         return None if settings is None or settings.model is None else teacher.find(settings.model, self.device)
 
     @cached_property
+    def _untrained_teacher(self) -> "Model | None":
+        """One to try the parts of a run with whose teacher is yet to be trained."""
+        from flowplat import stages, teacher
+
+        wanted = stages.wanted_by(self.config)
+        return None if wanted is None else teacher.untrained(wanted)
+
+    @cached_property
     def source(self) -> Source:
         """What is trained on: the teacher's pairs where there are any. Every coupling but the independent one is made
         with the batch, where a loader's worker hides it behind the step; independent noise is drawn on the device by
@@ -108,7 +116,7 @@ class Experiment:
         return Parts(
             self.spec, self.data, self.device, config.seed, config.train.drop_condition, path,
             built(config.coupling), built(config.times), built(config.loss), config.predicts,  # type: ignore[arg-type]
-            teacher=self.teacher,
+            teacher=self.teacher or self._untrained_teacher,
         )  # fmt: skip
 
     def steered(self) -> Parts:

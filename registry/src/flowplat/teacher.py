@@ -28,7 +28,7 @@ from flowplat.components import one_line
 from flowplat.config import plain
 from flowplat.model import Model, load
 from flowplat.progress import progress
-from flowplat.settings import PairSettings
+from flowplat.settings import PairSettings, RunConfig
 
 if TYPE_CHECKING:
     from flowplat.experiment import Experiment
@@ -42,6 +42,14 @@ def find(text: str, device: torch.device) -> Model:
     model.experiment.device = device
     model.network.to(device).requires_grad_(False)
     return model
+
+
+def untrained(config: RunConfig) -> Model:
+    """The model of a config before any training, where nothing is asked of what it says."""
+    from flowplat.experiment import Experiment  # which asks here for a teacher
+
+    experiment = Experiment(config)
+    return Model(experiment, experiment.network().eval().requires_grad_(False), Path("untrained"))
 
 
 def fingerprint(model: Model) -> str:
