@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from pydantic import PositiveFloat
 
 from flowcore.data import Batch
 from flowcore.errors import UsageError
@@ -12,7 +13,9 @@ from flowcore.solvers import edm_grid, solve
 from flowcore.state import State, tree_map
 
 
-def flow(parts: Parts, rho: float | None = None, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Sampler:
+def flow(
+    parts: Parts, rho: PositiveFloat | None = None, sigma_min: PositiveFloat = 0.002, sigma_max: PositiveFloat = 80.0
+) -> Sampler:
     """x1 of dx = v(x, t) dt from x0, by the run's solver and guidance; see ``flowcore.solvers.solve``. x0 are
     the data's own source samples, or noise.
 

@@ -119,9 +119,3 @@ def test_as_reflow_without_the_distance():
     plain = losses.matching_loss(field, Pairs(X0, X1), now, made.loss, compares="velocity")
     seen = apart(body, field.x1(made.path.interpolate(X0, X1, now), now), X1)
     torch.testing.assert_close(found - seen, 0.4 * plain, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("floor", [0, -1, 1.5])
-def test_a_floor_that_is_none_is_refused(floor):
-    with pytest.raises(ValueError, match="floor must be above 0 and at most 1"):
-        perceptual(parts(), floor=floor)

@@ -9,9 +9,10 @@ metrics have, and another one than theirs, so that no figure is measured in what
 """
 
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from flowcore.data import Batch, everything
@@ -22,14 +23,12 @@ from flowcore.seeds import derive
 from flowplat_images import features
 
 
-def perceptual(parts: Parts, over_noise: bool = True, floor: float = 0.01) -> Objective:
+def perceptual(parts: Parts, over_noise: bool = True, floor: Annotated[float, Field(gt=0, le=1)] = 0.01) -> Objective:
     """t H(v, u) + P(x1_hat, x1) / (1 - t), or plus P alone without ``over_noise``.
 
     1 - t counts as ``floor`` where it is less, or the few times near t = 1 would drown the others. The classifier is
     trained when the first loss is computed, in seconds, and is the same whenever the run's seed and data are.
     """
-    if not 0 < floor <= 1:
-        raise ValueError(f"floor must be above 0 and at most 1, not {floor}")
 
     def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         field, pairs, t = posed(parts, network, batch, generator)
