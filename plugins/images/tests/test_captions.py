@@ -45,7 +45,7 @@ def bar(lean, width):
 
 def test_ink_and_lean_are_those_of_a_stroke_that_was_drawn():
     for lean in (-0.5, 0.0, 0.25, 1.0):
-        ink, measured = moments(bar(lean, 2)[None])
+        _ink, measured = moments(bar(lean, 2)[None])
         assert measured.item() == pytest.approx(lean, abs=0.03)
     assert moments(bar(0, 2)[None])[0].item() == 5 * 21
     assert [value.item() for value in moments(torch.zeros(1, 5, 5).double())] == [0, 0]
@@ -118,7 +118,7 @@ def test_what_is_asked_for_is_understood_or_refused(told):
     assert texts(told, asked) == ["a thick seven", "an eight", "a thick seven"]
     assert torch.equal(told.condition(1, "")[0], torch.tensor(told.spec().null))
     with pytest.raises(
-        UsageError, match="no caption of the data has the word 'zebra'; its words are a, an, eight, five"
+        UsageError, match=r"no caption of the data has the word 'zebra'; its words are a, an, eight, five"
     ):
         told.condition(1, "a thick zebra")
     with pytest.raises(UsageError, match=r"takes 7 tokens and the model reads 6; say less"):
@@ -202,7 +202,7 @@ def test_a_picture_without_a_caption_is_named_or_left_out(folder, spoil, line, c
     assert "left out" in caplog.text
     for path in folder.glob("*.txt"):
         path.unlink()
-    with pytest.raises(InputError, match="has no picture with a .txt of the same name beside it"):
+    with pytest.raises(InputError, match=r"has no picture with a .txt of the same name beside it"):
         from_files(folder, on_error="skip").train()
 
 
@@ -232,7 +232,7 @@ def test_the_text_score_counts_captions_that_name_a_class(told, tmp_path):
     shuffled = Batch(real.x1, real.condition.roll(1, 0))
     assert class_accuracy(shuffled, measured)["class_accuracy"].value < 0.2
     empty = torch.tensor(told.spec().null).expand(200, -1).clone()
-    with pytest.raises(UsageError, match="class_accuracy needs captions that name one class each"):
+    with pytest.raises(UsageError, match=r"class_accuracy needs captions that name one class each"):
         class_accuracy(Batch(real.x1, empty), measured)
     empty[:100] = real.condition[:100]
     figure = class_accuracy(Batch(real.x1, empty), measured)["class_accuracy"]
@@ -244,23 +244,23 @@ def test_the_text_score_counts_captions_that_name_a_class(told, tmp_path):
 
 
 def test_options_that_make_no_sense_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="the network is told classes or captions, not both"):
+    with pytest.raises(ValueError, match=r"the network is told classes or captions, not both"):
         DigitsConfig(conditional=True, captions="labels")
     with pytest.raises(ValueError, match=r"'a digit' needs \{class\}"):
         DigitsConfig(captions={"source": "labels", "templates": ["a digit"]})
     with pytest.raises(ValueError, match=r"'\{class\} \{size\}' needs"):
         DigitsConfig(captions={"source": "labels", "templates": ["{class} {size}"]})
-    with pytest.raises(UsageError, match="these images come without captions; data.captions=labels"):
+    with pytest.raises(UsageError, match=r"these images come without captions; data.captions=labels"):
         Digits(DigitsConfig(captions="files")).spec()
     with pytest.raises(UsageError, match=r"data.captions.length=1 has no room for a word; an empty caption takes 2"):
         digits(length=1).spec()
     np.savez(tmp_path / "plain.npz", images=np.zeros((4, 8, 8), np.uint8))
-    with pytest.raises(UsageError, match="data.captions=labels needs classes"):
+    with pytest.raises(UsageError, match=r"data.captions=labels needs classes"):
         Npz(NpzConfig(path=tmp_path / "plain.npz", captions="labels")).spec()
     pytest.importorskip("transformers")
-    with pytest.raises(InputError, match="is no folder; data.captions.tokenizer names one"):
+    with pytest.raises(InputError, match=r"is no folder; data.captions.tokenizer names one"):
         digits(tokenizer=str(tmp_path / "gone")).spec()
-    with pytest.raises(InputError, match="holds no tokenizer that can be read") as refused:
+    with pytest.raises(InputError, match=r"holds no tokenizer that can be read") as refused:
         digits(tokenizer=str(tmp_path)).spec()
     assert "\n" not in str(refused.value)
 

@@ -124,26 +124,26 @@ def test_a_text_encoder_of_the_users_is_read(digits, tmp_path):
     longer = Digits(DigitsConfig(captions={"source": "labels", "length": 9}))
     with pytest.raises(UsageError, match=r"text reads 6 tokens; set data.captions.length=6"):
         text_unet(TextUNetConfig(channels=[8, 16], text_encoder=tmp_path / "text"), longer.spec())
-    with pytest.raises(InputError, match="gone is not there"):
+    with pytest.raises(InputError, match=r"gone is not there"):
         built(digits, text_encoder=tmp_path / "gone")
     (tmp_path / "text" / "model.safetensors").write_bytes(b"hello")
-    with pytest.raises(InputError, match="holds no CLIPTextModel that can be read") as refused:
+    with pytest.raises(InputError, match=r"holds no CLIPTextModel that can be read") as refused:
         built(digits, text_encoder=tmp_path / "text")
     assert "\n" not in str(refused.value)
 
 
 def test_what_does_not_fit_is_told_in_one_line(digits):
-    with pytest.raises(UsageError, match="network=text_unet reads captions; set data.captions"):
+    with pytest.raises(UsageError, match=r"network=text_unet reads captions; set data.captions"):
         text_unet(TextUNetConfig(**SMALL), Digits(DigitsConfig(conditional=True)).spec())
-    with pytest.raises(UsageError, match="network=unet2d is told classes only; network=text_unet reads captions"):
+    with pytest.raises(UsageError, match=r"network=unet2d is told classes only; network=text_unet reads captions"):
         unet2d(UNet2DConfig(), digits.spec())
     with pytest.raises(UsageError, match=r"8x8 is not divisible by 16; give fewer channels"):
         plain((1, 8, 8), channels=[8] * 5)
-    with pytest.raises(UsageError, match="network.channels: 12 is no multiple of network.norm_groups=8"):
+    with pytest.raises(UsageError, match=r"network.channels: 12 is no multiple of network.norm_groups=8"):
         plain((1, 8, 8), channels=[12])
-    with pytest.raises(UsageError, match="network.text_width=9 is no multiple of text_heads=2"):
+    with pytest.raises(UsageError, match=r"network.text_width=9 is no multiple of text_heads=2"):
         built(digits, text_width=9)
-    with pytest.raises(UsageError, match="takes images"):
+    with pytest.raises(UsageError, match=r"takes images"):
         unet2d(UNet2DConfig(), Spec(Leaf((2,))))
 
 
