@@ -102,7 +102,7 @@ def _row(component: "Component", documented: bool) -> dict[str, Any]:
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
-    kind = None
+    kind, width = None, max((len(row["name"]) for row in rows), default=0) + 2
     for row in rows:
         if row["kind"] != kind:
             kind = row["kind"]
@@ -110,7 +110,7 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
         notes = ["default"] if row["default"] else []
         if "model" in row:
             notes += ["needs a model" if row["model"] else "needs no model"] + ["resumes"] * row["resumes"]
-        click.echo(f"  {row['name']:18}{row['summary']}" + (f" ({', '.join(notes)})" if notes else ""))
+        click.echo(f"  {row['name']:{width}}{row['summary']}" + (f" ({', '.join(notes)})" if notes else ""))
         if row["cause"]:
             click.secho(f"    broken: {row['cause']}", fg="red")
         said = [option.said() for option in row["options"]]

@@ -26,6 +26,7 @@ def command(components: bool, as_json: bool) -> None:
     for one in found:
         summary = one.summary if one.state == "ok" else f"[{one.state}] {one.cause}"
         click.echo(f"{one.name:13} {one.version:9} {summary}")
+        width = max((len(part["name"]) for part in one.components or ()), default=0)
         for part in one.components or ():
             summary = f"[broken] {part['cause']}" if "cause" in part else part["summary"]
-            click.echo(f"  {part['kind']:11} {part['name']:19} {summary}{' (default)' if part['default'] else ''}")
+            click.echo(f"  {part['kind']:11} {part['name']:{width}} {summary}{' (default)' if part['default'] else ''}")

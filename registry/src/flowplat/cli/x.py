@@ -25,8 +25,9 @@ def command(as_json: bool, plugin: str, name: str | None, arguments: tuple[str, 
         if as_json:
             echo_json([{"name": verb.name, "summary": verb.summary} for verb in verbs.values()])
             return
+        width = max(map(len, verbs), default=0) + 2
         for verb in verbs.values():
-            click.echo(f"{verb.name:18}{verb.summary}")
+            click.echo(f"{verb.name:{width}}{verb.summary}")
         if not verbs:
             click.echo(f"plugin {plugin!r} brings no verb of its own", err=True)
         return
