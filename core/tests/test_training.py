@@ -129,6 +129,14 @@ def test_a_run_that_is_at_its_end_does_nothing():
     assert saved == []
 
 
+def test_no_steps_keep_the_network_as_it_was_built():
+    network, kept = small(), []
+    before = [p.clone() for p in network.parameters()]
+    state = train(network, flow_loss, DATA, Settings(steps=0, batch_size=8), save=lambda state: kept.append(state.step))
+    assert kept == [0]
+    assert same(weights(state), 2 * before)
+
+
 def test_steps_draw_differently():
     seen = []
 
@@ -481,7 +489,7 @@ def test_no_weights_are_saved_that_a_gradient_which_is_not_finite_has_spoilt():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"lr": 0}, {"ema": 1.0}, {"clip": 0.0}, {"batch_size": 0}, {"schedule": "step"}, {"rate": 1.0}],
+    [{"steps": -1}, {"lr": 0}, {"ema": 1.0}, {"clip": 0.0}, {"batch_size": 0}, {"schedule": "step"}, {"rate": 1.0}],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_settings_that_make_no_run_are_refused_by_name(wrong):

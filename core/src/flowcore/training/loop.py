@@ -86,7 +86,7 @@ def fit(
 
     ``log`` gets a row every ``log_every`` steps: the mean loss since the last row, the gradient norm before clipping,
     the learning rate, samples a second; and the validation loss where it was measured. ``save`` is called every
-    ``checkpoint_every`` steps, at the end, and when ``validate`` finds its lowest value. An exception that
+    ``checkpoint_every`` steps, at the end (of no steps too), and when ``validate`` finds its lowest value. What
     ``after_step`` returns is raised when the state has been saved. Raises ``FlowError`` naming the step when a loss or
     a weight is no longer finite; what was saved before stays.
     """
@@ -115,6 +115,8 @@ def fit(
         state.module = engine.wrap(state.network)
     with closing(_stream(source, state, settings, seed, engine)) as stream:
         state.module.train()
+        if settings.steps == 0:
+            keep()
         while state.step < settings.steps and not _exhausted(state, settings):
             step = state.step
             seed_global(derive(seed, "network", step, engine.rank), device)  # dropout draws from the global generator

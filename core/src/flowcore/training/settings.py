@@ -14,7 +14,7 @@ class Settings(BaseModel):
 class TrainSettings(Settings):
     """Optimisation by AdamW with a warm-up, gradient clipping and an exponential moving average of the weights."""
 
-    steps: int = Field(5000, ge=1, description="optimiser steps")
+    steps: int = Field(5000, ge=0, description="optimiser steps; 0 keeps a network that was read from a folder")
     batch_size: int = Field(256, ge=1, description="samples a step, over all processes together")
     accumulate: int = Field(1, ge=1, description="parts a batch is cut into so that it fits the memory")
     lr: float = Field(1e-3, gt=0, description="learning rate after the warm-up")

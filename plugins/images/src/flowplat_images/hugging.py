@@ -4,6 +4,7 @@ The packages are imported when a network is built, and brought by ``flowplat-ima
 999 t: these networks were made for a thousand steps.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from flowcore.errors import FlowError, InputError, MissingPackageError, UsageErr
 from flowcore.plugin.contracts import Leaf, Spec
 from flowplat_images.files import Place
 
-STEPS = 999.0
+Clock = Callable[[Tensor], Tensor]
 
 Channels = Annotated[
     list[Annotated[int, Field(ge=1)]],
@@ -57,6 +58,11 @@ class TextUNetConfig(UNet2DConfig):
     frozen: bool = Field(False, description="leave the text encoder as it is, for a student of a model that has one")
 
 
+def clock(t: Tensor) -> Tensor:
+    """What these networks are told of the time t."""
+    return 999 * t
+
+
 class Unconditional(nn.Module):
     """``UNet2DModel`` as network(x, t, condition): class numbers, the last of which is the null class, or None."""
 
@@ -66,18 +72,18 @@ class Unconditional(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """v(x, t), shaped like x."""
-        out: Tensor = self.unet(x, STEPS * t, class_labels=condition, return_dict=False)[0]
+        out: Tensor = self.unet(x, clock(t), class_labels=condition, return_dict=False)[0]
         return out
 
 
 class TextConditional(nn.Module):
     """``UNet2DConditionModel`` as network(x, t, tokens): its attention looks at what the text encoder makes of tokens
-    (B, length). None is the empty caption."""
+    (B, length). None is the empty caption. The UNet is told ``clock(t)``."""
 
-    def __init__(self, unet: nn.Module, encoder: nn.Module, null: Tensor, frozen: bool) -> None:
+    def __init__(self, unet: nn.Module, encoder: nn.Module, null: Tensor, frozen: bool, clock: Clock = clock) -> None:
         super().__init__()
         self.unet, self.encoder = unet, encoder.requires_grad_(not frozen)
-        self.frozen = frozen
+        self.frozen, self.clock = frozen, clock
         self.null: Tensor
         self.register_buffer("null", null, persistent=False)
 
@@ -91,7 +97,7 @@ class TextConditional(nn.Module):
         """v(x, t | tokens), shaped like x."""
         tokens = self.null.expand(len(x), -1) if condition is None else condition
         words = self.encoder(input_ids=tokens).last_hidden_state
-        out: Tensor = self.unet(x, STEPS * t, encoder_hidden_states=words, return_dict=False)[0]
+        out: Tensor = self.unet(x, self.clock(t), encoder_hidden_states=words, return_dict=False)[0]
         return out
 
 

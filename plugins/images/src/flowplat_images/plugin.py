@@ -22,6 +22,11 @@ def register_data(register: Register) -> None:
     register("cifar10", f"{cifar}:Cifar10", config=f"{cifar}:Cifar10Config", summary="the CIFAR-10 archive for Python")
     register("cifar100", f"{cifar}:Cifar100", config=f"{cifar}:Cifar100Config", summary="CIFAR-100, fine or coarse")
     register("hf", f"{hub}:Hf", config=f"{hub}:HfConfig", summary="Hugging Face datasets, on the disk or the Hub")
+    latents = "flowplat_images.latents"
+    register(
+        "latents", f"{latents}:Latents", config=f"{latents}:LatentsConfig",
+        summary="pictures and captions as a Stable Diffusion model sees them",
+    )  # fmt: skip
 
 
 @hookimpl
@@ -37,6 +42,21 @@ def register_networks(register: Register) -> None:
     register(
         "text_unet", f"{hugging}:text_unet", config=text_unet, summary="the UNet of diffusers, told captions by CLIP"
     )
+
+    diffusion = "flowplat_images.diffusion"
+    register(
+        "stable_diffusion", f"{diffusion}:stable_diffusion", config=f"{diffusion}:NetworkConfig",
+        summary="the UNet and text encoder of a Stable Diffusion model",
+    )  # fmt: skip
+
+
+@hookimpl
+def register_paths(register: Register) -> None:
+    diffusion = "flowplat_images.diffusion"
+    register(
+        "scheduler", f"{diffusion}:scheduler", config=f"{diffusion}:ModelConfig",
+        summary="the noise levels of a Stable Diffusion model's scheduler",
+    )  # fmt: skip
 
 
 @hookimpl

@@ -154,6 +154,8 @@ def _shape(parts: Parts) -> tuple[int, ...]:
     state = parts.spec.state
     if not isinstance(state, Leaf) or len(state.shape) != 3:
         raise UsageError(f"this task works on models of images (channels, height, width), not of {state}")
+    if state.shape[0] not in pictures.MODES:
+        raise UsageError(f"this task works on models of pictures, not of what has {state.shape[0]} channels")
     return state.shape
 
 
