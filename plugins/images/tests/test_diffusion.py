@@ -120,15 +120,15 @@ def test_a_folder_that_is_not_whole_is_named(latents, tmp_path, spoil, error, li
 
 
 def test_data_that_do_not_suit_it_are_refused(options, latents, tmp_path):
-    with pytest.raises(UsageError, match="is of 4 channels, the data are .*; use data=latents"):
+    with pytest.raises(UsageError, match=r"is of 4 channels, the data are .*; use data=latents"):
         stable_diffusion(NetworkConfig(folder=options["folder"]), Digits(DigitsConfig(captions="labels")).spec())
     with pytest.raises(UsageError, match="network=stable_diffusion reads captions"):
         stable_diffusion(NetworkConfig(folder=options["folder"]), Digits(DigitsConfig()).spec())
-    with pytest.raises(UsageError, match="data.size=9 is no multiple of 2"):
+    with pytest.raises(UsageError, match=r"data\.size=9 is no multiple of 2"):
         Latents(LatentsConfig(**options | {"size": 9})).spec()
-    with pytest.raises(UsageError, match="model reads 12 tokens; set data.captions.length=12"):
-        longer = Latents(LatentsConfig(**options | {"length": 13}))
-        stable_diffusion(NetworkConfig(folder=options["folder"]), longer.spec())
+    longer = Latents(LatentsConfig(**options | {"length": 13})).spec()
+    with pytest.raises(UsageError, match=r"model reads 12 tokens; set data\.captions\.length=12"):
+        stable_diffusion(NetworkConfig(folder=options["folder"]), longer)
 
 
 def test_without_the_package_a_line_says_what_brings_it(options, tmp_path, monkeypatch):
