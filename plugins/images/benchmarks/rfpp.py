@@ -22,7 +22,7 @@ from flowcore.samplers import source
 from flowcore.seeds import generator
 from flowcore.solvers import solve
 from flowplat_images.metrics import frechet
-from flowplat_images.perceptual import classifier
+from flowplat_images.perceptual import judge
 from flowplat_images.reference import Frechet
 
 REFLOW = ("objective={name: matching, compares: velocity}", "teacher.pairs.inverted=0")
@@ -44,7 +44,7 @@ def distances(folder: Path) -> dict[str, Any]:
     model = flowplat.load(folder)
     config, parts = model.experiment.config, model.parts()
     measured = Measured(model.data, folder / "eval", config.seed, model.device)
-    own = Frechet(classifier(model.data, config.seed, model.device), everything(model.data.train()).x1)
+    own = Frechet(judge(model.data, config.seed, model.device).network, everything(model.data.train()).x1)
     found: dict[str, Any] = {"metric": {}, "own": {}}
     for solver in ("euler", "kept_noise"):
         for steps in (1, 2, 4):

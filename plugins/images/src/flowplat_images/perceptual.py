@@ -8,8 +8,10 @@ P in place of LPIPS, whose VGG knows photographs of 64 pixels and more: a classi
 metrics have, and another one than theirs, so that no figure is measured in what was trained on.
 """
 
+import math
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -21,6 +23,7 @@ from flowcore.objectives import posed
 from flowcore.plugin.contracts import Data, Objective, Parts
 from flowcore.seeds import derive
 from flowplat_images import features
+from flowplat_images.reference import CHUNK
 
 
 def perceptual(parts: Parts, over_noise: bool = True, floor: Annotated[float, Field(gt=0, le=1)] = 0.01) -> Objective:
@@ -32,13 +35,13 @@ def perceptual(parts: Parts, over_noise: bool = True, floor: Annotated[float, Fi
 
     def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         field, pairs, t = posed(parts, network, batch, generator)
-        body, now = classifier(parts.data, parts.seed, parts.device).body, t.float()
+        looks, now = judge(parts.data, parts.seed, parts.device), t.float()
 
         def early(prediction: Tensor, target: Tensor) -> Tensor:
             return now * parts.loss(prediction, target)
 
         def seen(made: Tensor, real: Tensor, _: Tensor) -> Tensor:
-            distance = apart(body, made, real)
+            distance = looks.apart(made, real)
             return distance / (1 - now).clamp(min=floor) if over_noise else distance
 
         return matching_loss(
@@ -48,31 +51,38 @@ def perceptual(parts: Parts, over_noise: bool = True, floor: Annotated[float, Fi
     return loss
 
 
-def apart(body: nn.Sequential, one: Tensor, other: Tensor) -> Tensor:
-    """sum over layers of |f(one) - f(other)|^2, averaged over places, for features f of length 1 at each: (B,).
+class Judge(NamedTuple):
+    """A classifier, and the mean square of what each of its layers says of the training images."""
 
-    The layers are those after each ReLU. As LPIPS without its learnt weights (Zhang et al. 2018, arXiv 1801.03924).
-    """
-    total = one.new_zeros(len(one))
-    with torch.no_grad():
-        wanted = list(_layers(body, other))
-    for a, b in zip(_layers(body, one), wanted, strict=True):
-        total = total + (a - b).square().sum(1).flatten(1).mean(1)
-    return total
+    network: features.Classifier
+    squares: tuple[float, ...]
+
+    def apart(self, one: Tensor, other: Tensor) -> Tensor:
+        """sum over layers of |f(one) - f(other)|^2 / E |f|^2, averaged over places where there are any: (B,).
+
+        The layers f are those after each ReLU. LPIPS (Zhang et al. 2018, arXiv 1801.03924) has features of length 1
+        instead, which over a single place, as an MLP has, would say nothing of how bright an image is.
+        """
+        with torch.no_grad():
+            wanted = list(_layers(self.network.body, other))
+        total = one.new_zeros(len(one))
+        for a, b, square in zip(_layers(self.network.body, one), wanted, self.squares, strict=True):
+            total = total + (a - b).square().flatten(1).mean(1) / square
+        return total
 
 
-def _layers(body: nn.Sequential, x: Tensor) -> Any:
+def _layers(body: nn.Sequential, x: Tensor) -> Iterator[Tensor]:
     for layer in body:
         x = layer(x)
         if isinstance(layer, nn.ReLU):
-            found = x if x.ndim > 2 else x[:, :, None]
-            yield found / (found.square().sum(1, keepdim=True) + 1e-10).sqrt()
+            yield x
 
 
 @lru_cache(maxsize=1)
-def classifier(data: Data, seed: int, device: torch.device) -> features.Classifier:
-    """The classifier that P looks through: of another seed than that of the run's metrics."""
+def judge(data: Data, seed: int, device: torch.device) -> Judge:
+    """What P looks through: a classifier of another seed than that of the run's metrics."""
     training = everything(data.train())
     with torch.inference_mode(False), torch.enable_grad():
-        fitted = features.fit(training, None, derive(seed, "perceptual"), None, device)
-    return fitted.network.requires_grad_(False)
+        network = features.fit(training, None, derive(seed, "perceptual"), None, device).network.requires_grad_(False)
+    some = training.x1[:: math.ceil(len(training) / CHUNK)].to(device)
+    return Judge(network, tuple(f.square().mean().item() for f in _layers(network.body, some)))
