@@ -82,7 +82,8 @@ class TextConditional(nn.Module):
 
     def __init__(self, unet: nn.Module, encoder: nn.Module, null: Tensor, frozen: bool, clock: Clock = clock) -> None:
         super().__init__()
-        self.unet, self.encoder = unet, encoder.requires_grad_(not frozen)
+        inner: nn.Module = getattr(encoder, "text_model", encoder)  # so that its weights have one name in any version
+        self.unet, self.encoder = unet, inner.requires_grad_(not frozen)
         self.frozen, self.clock = frozen, clock
         self.null: Tensor
         self.register_buffer("null", null, persistent=False)
@@ -213,7 +214,7 @@ def hugging(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise MissingPackageError(
-            f"this network needs `{name}`; `pip install 'flowplat-images[diffusers]'` brings it"
+            f"`{name}` is not installed; `pip install 'flowplat-images[diffusers]'` brings it"
         ) from error
 
 
