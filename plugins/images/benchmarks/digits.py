@@ -67,7 +67,8 @@ def measure(seed: int, ways: list[str], more: list[str], quick: bool) -> dict[st
 def line(row: dict[str, Any]) -> str:
     """One way's figures."""
     distances = "  ".join(f"{steps}: {value:7.2f}" for steps, value in row["frechet"].items())
-    return f"S {row['straightness']:.4f}  cost {row['transport_cost']:.4f}  FD {distances}"
+    defect = f"  defect {row['first_order_defect']:.4f}" if "first_order_defect" in row else ""
+    return f"S {row['straightness']:.4f}  cost {row['transport_cost']:.4f}{defect}  FD {distances}"
 
 
 def main() -> None:
