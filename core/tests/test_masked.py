@@ -14,14 +14,19 @@ from flowcore.masked import (
     any_order_bound,
     bound,
     categorical,
+    chain_rule,
+    concrete_score,
     cosine,
     euler,
     euler_step,
     first_hitting,
     generate,
+    geometric,
+    in_blocks,
     linear,
     ordered,
     polynomial,
+    score_cross_entropy,
     tweedie,
 )
 from flowcore.times import uniform
@@ -134,7 +139,7 @@ ORDERS = list(itertools.permutations(range(L)))
 # the path
 
 
-@each_kappa
+@pytest.mark.parametrize("path", [*KAPPAS, geometric(MASK)], ids=lambda path: path.name)
 def test_kappa_rises_from_0_to_1_with_the_derivative_and_the_inverse_it_states(path: Masked) -> None:
     t = torch.linspace(0, 1, 101, dtype=torch.float64, requires_grad=True)
     kappa = path.kappa(t)
@@ -173,7 +178,136 @@ def test_tokens_that_are_not_free_are_never_masked() -> None:
     assert torch.equal(linear(MASK).sample(x1, 0.0, seeded(), free) == MASK, free)
 
 
+def test_a_geometric_schedule_needs_noise_that_grows() -> None:
+    with pytest.raises(ValueError, match="0 < low < high, not 2 and 1"):
+        geometric(MASK, 2, 1)
+
+
 # the bounds
+
+
+def expected(value, x1: Tensor, known: float) -> Tensor:
+    """E of value(x) over x, in which each token of x1 (B, L) is known with chance ``known``, else MASK: (B,)."""
+    total = torch.zeros(len(x1), dtype=torch.float64)
+    for kept in itertools.product([False, True], repeat=L):
+        chance = math.prod(known if k else 1 - known for k in kept)
+        total += chance * value(torch.where(torch.tensor(kept), x1, MASK))
+    return total
+
+
+def tanh_sinh(function, start: float = 0.0, stop: float = 1.0, half: int = 80) -> Tensor:
+    """The integral of ``function``, whose ends may be singular."""
+    total, h = torch.zeros(()), 3.1 / half
+    for k in range(-half, half + 1):
+        u = math.pi / 2 * math.sinh(k * h)
+        where = 1 / (1 + math.exp(-2 * u))  # in (0, 1)
+        slope = math.pi / 2 * math.cosh(k * h) / (2 * math.cosh(u) ** 2)
+        total = total + h * slope * (stop - start) * function(start + (stop - start) * where)
+    return total
+
+
+def forms(path: Masked, x1: Tensor, start: float = 0.0, stop: float = 1.0) -> dict[str, Tensor]:
+    """The three integrals of Ou et al. for the wrong network, of each x1, over t from ``start`` to ``stop``."""
+
+    def nats(x: Tensor) -> Tensor:
+        log_p = WRONGLY(x, None, None).log_softmax(2).gather(2, x1[..., None]).squeeze(2)
+        return -(log_p * (x == MASK)).sum(1)
+
+    def odds(t: float) -> tuple[float, float, float]:
+        time = torch.tensor(t, dtype=torch.float64)
+        kappa, slope = path.kappa(time).item(), path.dkappa(time).item()
+        return kappa, kappa / (1 - kappa), slope / kappa  # sigma dt is -d log kappa
+
+    def score_entropy(t: float) -> Tensor:
+        kappa, r, sigma = odds(t)
+
+        def value(x: Tensor) -> Tensor:
+            s = concrete_score(path, WRONGLY(x, None, None), t)
+            mine = s.gather(2, x1[..., None]).squeeze(2)
+            return (((s.sum(2) - r * mine.log() + r * (math.log(r) - 1)) * (x == MASK)).sum(1)) * sigma
+
+        return expected(value, x1, kappa)
+
+    def cross_entropy(t: float) -> Tensor:
+        kappa, r, sigma = odds(t)
+        return expected(lambda x: sigma * r * (nats(x) - math.log(r) * (x == MASK).sum(1)), x1, kappa)
+
+    ends = [path.kappa(torch.tensor(t, dtype=torch.float64)).item() for t in (start, stop)]
+    return {
+        "t_dse": tanh_sinh(score_entropy, start, stop),
+        "t_dce": tanh_sinh(cross_entropy, start, stop),
+        "lambda": tanh_sinh(lambda k: expected(nats, x1, k) / (1 - k), *ends),
+    }
+
+
+@pytest.mark.parametrize("path", [linear(MASK), cosine(MASK)], ids=lambda path: path.name)
+def test_the_four_losses_are_one_number(path: Masked) -> None:
+    """Of any network: RADD's t-DSE, lambda-DCE and the mean over all orders to 1e-10; t-DCE, whose log is singular
+    at both ends of time, as near as the quadrature comes to these."""
+    x1 = DATA[::4]
+    order = torch.stack([chain_rule(WRONGLY, path, x1, torch.tensor(o).argsort()) for o in ORDERS]).mean(0)
+    for name, value in forms(path, x1).items():
+        rtol = 2e-8 if name == "t_dce" else 1e-10
+        torch.testing.assert_close(value, order, rtol=rtol, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_losses_of_a_part_of_time_differ_by_the_entropy_of_its_ends() -> None:
+    def entropy(k: float) -> float:
+        return -k * math.log(k) - (1 - k) * math.log(1 - k)
+
+    part = forms(linear(MASK), DATA[::4], 1e-3, 0.9)
+    torch.testing.assert_close(part["t_dse"], part["lambda"], rtol=1e-10, atol=0)
+    constant = L * (entropy(0.9) - entropy(1e-3))
+    torch.testing.assert_close(part["t_dce"], part["lambda"] + constant, rtol=1e-8, atol=0)
+
+
+@each_kappa
+def test_score_cross_entropy_is_the_bound_and_a_part_no_network_changes(path: Masked) -> None:
+    x1, t = draw_data(JOINT, 200), uniform()(200, seeded())
+    kappa, masked = path.kappa(t), (path.sample(x1, t, seeded(5)) == MASK).sum(1)
+    constant = path.rate(t) * masked * torch.log(kappa / (1 - kappa))
+    value = score_cross_entropy(WRONGLY, path, x1, t, seeded(5))
+    torch.testing.assert_close(value, bound(WRONGLY, path, x1, t, seeded(5)) - constant, rtol=1e-10, atol=1e-10)
+    for end in (0.0, 1.0):
+        assert bool((score_cross_entropy(WRONGLY, path, x1, end, seeded()) == 0).all())
+
+
+@each_kappa
+def test_the_concrete_score_is_a_ratio_of_marginals(path: Masked) -> None:
+    """p_t(x with i set to j) / p_t(x), both summed over the joint."""
+    t = 0.3
+    kappa = path.kappa(torch.tensor(t, dtype=torch.float64)).item()
+    marginal = torch.zeros(len(STATES), dtype=torch.float64)
+    for kept in itertools.product([False, True], repeat=L):
+        chance = math.prod(kappa if k else 1 - kappa for k in kept)
+        marginal.index_add_(0, number(torch.where(torch.tensor(kept), DATA, MASK), V + 1), chance * JOINT)
+    score = concrete_score(path, posteriors(JOINT), t)
+    for state, x in enumerate(STATES):
+        for i, j in itertools.product((x == MASK).nonzero().flatten().tolist(), range(V)):
+            there = x.clone()
+            there[i] = j
+            ratio = marginal[number(there[None], V + 1)[0]] / marginal[state]
+            assert score[state, i, j].item() == pytest.approx(ratio.item(), rel=1e-12)
+
+
+@each_kappa
+def test_the_chain_rule_in_an_order_is_exact(path: Masked) -> None:
+    for order in ORDERS:  # position order[k] is drawn k-th
+        nats = chain_rule(WRONGLY, path, DATA, torch.tensor(order).argsort())
+        torch.testing.assert_close(nats, order_nats(LOGITS, order), rtol=1e-12, atol=0)
+    exact = chain_rule(EXACTLY, path, DATA, torch.arange(L))
+    torch.testing.assert_close(exact, -JOINT.log(), rtol=1e-12, atol=0)
+
+
+def test_the_chain_rule_pays_for_free_tokens_alone() -> None:
+    free = torch.ones_like(DATA, dtype=torch.bool)
+    free[:, 1] = False
+    free[::5] = False
+    nats = chain_rule(EXACTLY, linear(MASK), DATA, torch.arange(L), free=free)
+    middle = torch.stack([JOINT[DATA[:, 1] == v].sum() for v in range(V)])[DATA[:, 1]]
+    expected_nats = middle.log() - JOINT.log()
+    expected_nats[::5] = 0
+    torch.testing.assert_close(nats, expected_nats, rtol=1e-12, atol=1e-12)
 
 
 @each_kappa
@@ -394,6 +528,44 @@ def test_two_tokens_that_are_always_equal() -> None:
     assert broken(tweedie(10)) == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 4000))
 
 
+def test_the_error_of_tweedie_is_of_first_order() -> None:
+    """The total variation from the joint, exactly: it halves as the steps double, and more slowly at first."""
+
+    def apart(steps: int) -> float:
+        law = jump_law(posteriors(JOINT), reveals(linear(MASK), tweedie, steps))
+        return (law - JOINT).abs().sum().item() / 2
+
+    tv = [apart(n) for n in (1, 2, 4, 8, 16, 32)]
+    assert all(0.45 < after / before < 0.58 for before, after in itertools.pairwise(tv[2:]))
+    assert tv[0] > tv[1] > tv[2]
+
+
+def test_in_blocks_one_block_is_finished_before_the_next() -> None:
+    path, n = cosine(MASK), 30_000
+    for plan in (ordered(), first_hitting()):
+        blocks = generate(EXACTLY, path, blank(n), in_blocks(plan, 2), seeded())
+        assert follows(blocks.x, JOINT)
+        assert bool((blocks.calls == L).all())
+        assert bool((blocks.times[:, :2].amax(1) < blocks.times[:, 2]).all())
+    law = torch.stack([(-order_nats(LOGITS, order)).exp() for order in [(0, 1, 2), (1, 0, 2)]]).mean(0)
+    assert follows(generate(WRONGLY, path, blank(n), in_blocks(ordered(), 2), seeded()).x, law)
+    share = path.kappa(generate(EXACTLY, path, blank(5), in_blocks(ordered(), 2), seeded()).times).sort(1).values
+    torch.testing.assert_close(share, (torch.arange(L).double() / L).expand(5, L), rtol=0, atol=1e-7)
+    x = torch.tensor([[MASK, 0, MASK], [0, 1, 2]])
+    drawn = generate(EXACTLY, path, x, in_blocks(ordered(), 1), seeded())
+    assert drawn.calls.tolist() == [2, 0]
+
+
+def test_what_is_not_free_stays_masked() -> None:
+    """And the law of the rest is that of the joint with it summed out."""
+    free = torch.tensor([True, False, True]).expand(30_000, L)
+    drawn = generate(EXACTLY, linear(MASK), blank(30_000), ordered(), seeded(), free=free)
+    assert bool((drawn.x[:, 1] == MASK).all() & (drawn.calls == 2).all())
+    pairs = torch.zeros(V, V, dtype=torch.float64).index_put_((DATA[:, 0], DATA[:, 2]), JOINT, accumulate=True)
+    seen = torch.bincount(drawn.x[:, 0] * V + drawn.x[:, 2], minlength=V * V)
+    assert chisquare(seen, pairs.flatten() * 30_000).pvalue > 1e-3
+
+
 @each_plan
 def test_given_tokens_stay_and_the_rest_is_drawn_given_them(plan) -> None:
     x = blank(20_000)
@@ -569,7 +741,10 @@ def test_generating_uses_its_generator_alone() -> None:
     assert torch.equal(first, generate(EXACTLY, linear(MASK), blank(50), first_hitting(), seeded()).x)
 
 
-@pytest.mark.parametrize("make", [lambda: tweedie(0), lambda: euler(0), lambda: ordered(size=0)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: tweedie(0), lambda: euler(0), lambda: ordered(size=0), lambda: in_blocks(ordered(), 0)],
+)
 def test_a_plan_without_steps_is_refused(make) -> None:
     with pytest.raises(ValueError, match="must be at least 1, not 0"):
         make()

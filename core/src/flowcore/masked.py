@@ -86,10 +86,41 @@ def cosine(mask: int) -> Masked:
     return Masked(
         "cosine",
         mask,
-        lambda t: 1 - torch.cos(half * t),
+        lambda t: 2 * torch.sin(half / 2 * t) ** 2,
         lambda t: half * torch.sin(half * t),
-        lambda k: torch.acos(1 - k) / half,
+        lambda k: 2 * torch.asin((k / 2).sqrt()) / half,
     )
+
+
+def geometric(mask: int, low: float = 1e-4, high: float = 20.0) -> Masked:
+    """kappa = (exp(-low^t high^(1 - t)) - exp(-high)) / (exp(-low) - exp(-high)): noise that grows geometrically.
+
+    The schedule of SEDD (Lou et al. 2024, arXiv 2310.16834), stretched so that it begins and ends exactly.
+    """
+    if not 0 < low < high:
+        raise ValueError(f"low and high have to be 0 < low < high, not {low:g} and {high:g}")
+    first, span, ratio = math.exp(-high), math.exp(-low) - math.exp(-high), math.log(high / low)
+
+    def noise(t: Tensor) -> Tensor:
+        return high * torch.exp(-ratio * t)
+
+    return Masked(
+        "geometric",
+        mask,
+        lambda t: ((torch.exp(-noise(t)) - first) / span).clamp(0, 1),
+        lambda t: ratio * noise(t) * torch.exp(-noise(t)) / span,
+        lambda k: (torch.log(high / -torch.log(first + span * k)) / ratio).clamp(0, 1),
+    )
+
+
+def concrete_score(path: Masked, logits: Tensor, t: float | Tensor) -> Tensor:
+    """p_t(x with token i set to j) / p_t(x) = kappa / (1 - kappa) * p(x1^i = j | x), like the logits (B, ..., V).
+
+    What score-entropy models learn, of masked tokens i alone: all that depends on time is a factor (Ou et al. 2024,
+    arXiv 2406.03736). It is infinite at t = 1.
+    """
+    kappa = path.kappa(expand(torch.as_tensor(t, dtype=torch.float64), logits))
+    return kappa / (1 - kappa) * without_mask(logits, path.mask).double().softmax(-1)
 
 
 def bound(
@@ -105,7 +136,8 @@ def bound(
 
     With t ~ U(0, 1), its mean over t and x_t is an upper bound on -log p(x1) of what ``first_hitting()`` draws, and the
     same one for every kappa if the network ignores t. A draw from another density of t is divided by that density. The
-    value at t = 1 is 0, not NaN.
+    value at t = 1 is 0, not NaN. The denoising score entropy of the scores that ``concrete_score`` makes of the logits
+    is this number, draw by draw: r sum_j c_j - r log(r c) + r (log r - 1) = -r log c for probabilities c.
     Only tokens that are ``free`` are masked and paid for: a sample without any has bound 0. Raises ``ValueError`` when
     x1 already holds MASK or the logits do not match the tokens.
     """
@@ -139,6 +171,59 @@ def any_order_bound(
     time = path.inverse(1 - count / length.clamp(min=1))
     nats = _nats(network, path, x, x1, time, condition, free)
     return (length / count.clamp(min=1)).to(nats.dtype) * nats
+
+
+def score_cross_entropy(
+    network: Network,
+    path: Masked,
+    x1: Tensor,
+    t: float | Tensor,
+    generator: torch.Generator,
+    condition: State | None = None,
+    free: Tensor | None = None,
+) -> Tensor:
+    """-kappa' / (1 - kappa) * sum over masked i of log(kappa / (1 - kappa) p(x1^i | x_t)), in nats, shape (B,).
+
+    ``bound`` and a part that no network changes: the same gradient. Over t in (0, 1) that part is 0 on average, over
+    t in (a, b) it is the number of free tokens times H(kappa(b)) - H(kappa(a)), H(k) = -k log k - (1 - k) log(1 - k).
+    It may be negative, and is 0 at both ends. (The t-DCE loss of Ou et al. 2024, arXiv 2406.03736.)
+    """
+    time = _per_sample(t, x1)
+    x = path.sample(x1, time, generator, free)
+    nats = _nats(network, path, x, x1, time, condition, free)
+    kappa, count = path.kappa(time), (x != x1).flatten(1).sum(1)
+    known = (kappa > 0) & (kappa < 1)
+    odds = torch.where(known, torch.log(kappa / (1 - kappa)), 0)
+    return torch.where(known, path.rate(time), 0).to(nats.dtype) * (nats - (odds * count).to(nats.dtype))
+
+
+@torch.no_grad()
+def chain_rule(
+    network: Network,
+    path: Masked,
+    x1: Tensor,
+    order: Tensor,
+    condition: State | None = None,
+    free: Tensor | None = None,
+) -> Tensor:
+    """sum_k -log p(x1^{o(k)} | x1^{o(<k)}, what is not free), in nats, shape (B,): one evaluation for each k.
+
+    No bound but the exact -log p(x1) of what ``ordered(order)`` draws. ``order`` is as there. Over orders o, the mean
+    is what both bounds estimate, and -log mean_o exp(-nats) bounds the law of random order more tightly.
+    """
+    candidates = torch.ones_like(x1, dtype=torch.bool) if free is None else free
+    ranks = _ranks(order.to(x1.device, torch.float64).expand(x1.shape), candidates)
+    length = candidates.flatten(1).sum(1)
+    total = torch.zeros(len(x1), dtype=torch.float64, device=x1.device)
+    for k in range(int(length.max())):
+        ahead, now = candidates & (ranks >= k), candidates & (ranks == k)
+        rows = now.flatten(1).any(1).nonzero().squeeze(1)
+        x, mine = torch.where(ahead, path.mask, x1)[rows], now[rows]
+        told = None if condition is None else tree_map(lambda c, rows=rows: c[rows], condition)
+        logits = _logits(network, path, x, path.inverse(k / length[rows].double()), told, mine)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total[rows] += F.cross_entropy(logits, x1[rows][mine], reduction="none").double()
+    return total
 
 
 class Generated(NamedTuple):
@@ -207,6 +292,31 @@ def first_hitting() -> Plan:
     return plan
 
 
+def in_blocks(plan: Plan, size: int) -> Plan:
+    """``plan`` for ``size`` neighbouring tokens after the other, left to right: semi-autoregressive.
+
+    The network is told the t at which kappa is the share of missing tokens that earlier rounds have drawn.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, not {size}")
+
+    def planned(path: Masked, missing: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        flat = missing.flatten(1)
+        number = torch.arange(flat.shape[1], device=missing.device) // size
+        rounds, start = torch.zeros_like(flat, dtype=torch.long), 0
+        for block in range(int(number[-1]) + 1):
+            here = flat & (number == block)
+            mine = plan(path, here.view_as(missing), generator)[0].flatten(1)
+            rounds = torch.where(here, mine + start, rounds)
+            start = max(start, int(rounds.max()) + 1)
+        keys = rounds.double().masked_fill(~flat, math.inf).sort(1).values
+        drawn = torch.searchsorted(keys, rounds.double())
+        share = drawn / flat.sum(1, keepdim=True).clamp(min=1)
+        return rounds.view_as(missing), path.inverse(share.double().clamp(max=1)).view_as(missing)
+
+    return planned
+
+
 def ordered(order: Tensor | None = None, size: int = 1) -> Plan:
     """``size`` tokens a round by ascending ``order``, (L,) or like the tokens; every sample in its own random order if
     None. Equal entries go left to right: ``torch.arange(L)`` is left to right, its negative right to left.
@@ -237,8 +347,11 @@ def generate(
     generator: torch.Generator,
     condition: State | None = None,
     warp: Warp | None = None,
+    free: Tensor | None = None,
 ) -> Generated:
     """Draw every token of ``x`` that is MASK, x^i ~ p(x1^i | x), round by round; the other tokens are given and stay.
+
+    Where ``free`` (bool, like x) is False a MASK stays too: what nobody knows and nobody asks for.
 
     The network sees only the samples that get a token in this round, for it is told nothing new about the others: that
     is all that caching its output could save, it changes no draw, and holds for networks that use t as well. When each
@@ -246,7 +359,7 @@ def generate(
     sample. Raises ``ValueError`` when the logits do not match the tokens, ``FloatingPointError`` when they are NaN or
     leave no token to draw.
     """
-    missing = x == path.mask
+    missing = x == path.mask if free is None else (x == path.mask) & free
     rounds, times = plan(path, missing, generator)
     u = _uniform(x, generator)
     x = x.clone()
@@ -290,7 +403,7 @@ def euler_step(
     known = ~missing if free is None else ~missing & free
     now = missing & (when < reveal)
     after = torch.where(known & (when < hide), path.mask, x)
-    after[now] = categorical(_without_mask(logits[now], path.mask), what[now])
+    after[now] = categorical(without_mask(logits[now], path.mask), what[now])
     return after
 
 
@@ -327,10 +440,10 @@ def _logits(network: Network, path: Masked, x: Tensor, t: Tensor, condition: Sta
     logits = network(x, t.to(torch.get_default_dtype()), condition)
     if logits.shape[:-1] != x.shape:
         raise ValueError(f"the network returned {tuple(logits.shape)} for tokens of {tuple(x.shape)}, not one V more")
-    return _without_mask(logits[where], path.mask)
+    return without_mask(logits[where], path.mask)
 
 
-def _without_mask(logits: Tensor, mask: int) -> Tensor:
+def without_mask(logits: Tensor, mask: int) -> Tensor:
     """Logits with that of MASK at -inf, where the network has one."""
     return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) == mask, -math.inf)
 

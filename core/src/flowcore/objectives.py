@@ -33,12 +33,17 @@ def posed(parts: Parts, network: Any, batch: Batch, generator: torch.Generator) 
     """What ``matching`` asks of a batch: the field, told its conditions, the pairs, and times (B,) in float64."""
     x0 = parts.path.draw_source(batch.x1, generator) if batch.x0 is None else batch.x0
     t = parts.times(len(batch), generator)
+    return told(parts, network, batch, generator), Pairs(x0, batch.x1, batch.weight), t
+
+
+def told(parts: Parts, network: Any, batch: Batch, generator: torch.Generator) -> Field:
+    """The network as a field that is told the batch's conditions, a share ``drop_condition`` of them the null one."""
     field = parts.field(network, batch.condition)
-    if parts.drop_condition > 0 and field.condition is not None and field.null is not None:
-        dropped = torch.rand(len(batch), generator=generator, device=generator.device) < parts.drop_condition
-        keep = tree_map(lambda c, n: torch.where(_wide(dropped, c), n, c), field.condition, field.null_condition())
-        field = field.with_condition(keep)
-    return field, Pairs(x0, batch.x1, batch.weight), t
+    if parts.drop_condition == 0 or field.condition is None or field.null is None:
+        return field
+    dropped = torch.rand(len(batch), generator=generator, device=generator.device) < parts.drop_condition
+    keep = tree_map(lambda c, n: torch.where(_wide(dropped, c), n, c), field.condition, field.null_condition())
+    return field.with_condition(keep)
 
 
 def _wide(mask: Tensor, like: Tensor) -> Tensor:

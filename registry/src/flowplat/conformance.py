@@ -151,7 +151,9 @@ def _component(bench: Bench, component: Component) -> Iterator[Check]:
                 yield from of_kit(testing.CHECKS[kind], *_guidance(bench, component))
             case "metric":
                 options, data, _ = bench.fitting(component, lambda options, data: None)
-                yield from of_kit(testing.CHECKS[kind], lambda: partial(component.build, options), data)
+                configs = [config for config, _ in bench.naming(component)]
+                trained = bench.untrained(configs[0]) if configs else None
+                yield from of_kit(testing.CHECKS[kind], lambda: partial(component.build, options), data, trained)
             case "objective" | "sampler":
                 yield from of_kit(testing.CHECKS[kind], *_run_part(bench, component))
             case _:

@@ -16,6 +16,7 @@ from flowcore.plugin.testing.trees import fault
 from flowplat.components import one_line
 from flowplat.experiment import Experiment
 from flowplat.manager import Manager
+from flowplat.model import Model
 from flowplat.progress import progress
 
 Result = dict[str, Any]
@@ -43,9 +44,11 @@ def evaluate(experiment: Experiment, network: nn.Module, drawn: Drawn, folder: P
 
     ``{"count", "seed", "by_steps": [{"steps", "nfe", "figures": {name: figure}}], "paths": {name: figure}}``
     """
-    settings = experiment.config.eval
+    settings, trained = experiment.config.eval, Model(experiment, network, folder)
     with progress("evaluate", len(drawn.by_steps) * len(settings.metrics)) as bar:
-        rows = [_measured(experiment, samples, steps, folder, bar) for steps, samples in drawn.by_steps.items()]
+        rows = [
+            _measured(experiment, samples, steps, folder, bar, trained) for steps, samples in drawn.by_steps.items()
+        ]
     return {
         "count": settings.count,
         "seed": experiment.config.seed,
@@ -94,9 +97,11 @@ def evaluate_files(experiment: Experiment, samples: Batch, folder: Path) -> Resu
     return {"count": len(samples), "seed": experiment.config.seed, "by_steps": rows, "paths": {}}
 
 
-def _measured(experiment: Experiment, samples: Batch, steps: int | None, folder: Path, bar: Any) -> Result:
+def _measured(
+    experiment: Experiment, samples: Batch, steps: int | None, folder: Path, bar: Any, trained: Model | None = None
+) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
-    measured = Measured(experiment.data, folder, experiment.config.seed, experiment.device)
+    measured = Measured(experiment.data, folder, experiment.config.seed, experiment.device, trained)
     figures: dict[str, Figure] = {}
     for metric in experiment.config.eval.metrics:
         found = metric.build(samples, measured)

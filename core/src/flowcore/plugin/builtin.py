@@ -92,6 +92,7 @@ def register_objectives(register: Register) -> None:
         "interpolant", "flowcore.stochastic:objective", summary="velocity and denoiser of a stochastic interpolant",
         uses=("path", "coupling", "times"),
     )  # fmt: skip
+    register("masked", "flowcore.tokens:objective", summary="a bound on -log p of tokens, of which some are masked")
 
 
 @hookimpl
@@ -104,3 +105,4 @@ def register_samplers(register: Register) -> None:
         "interpolant", "flowcore.stochastic:sampler",
         summary="an interpolant's ODE, or with epsilon its SDE of the same marginals", uses=("path",),
     )  # fmt: skip
+    register("masked", "flowcore.tokens:sampler", summary="tokens drawn one after the other, or some at once")

@@ -31,12 +31,15 @@ class Leaf:
     """One tensor of a sample, without its batch dimension.
 
     ``kind`` says what the numbers are: ``continuous``, ``class`` (int64 in [0, classes)), ``token`` or ``mask``.
+    ``mask`` is the token that stands for "not yet known" where that is one of the ``classes`` tokens, which no data
+    hold; None where it is the first one past them.
     """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
     kind: Literal["continuous", "class", "token", "mask"] = "continuous"
     classes: int | None = None
+    mask: int | None = None
 
 
 @dataclass(frozen=True)
@@ -252,12 +255,14 @@ class Figure:
 @dataclass(frozen=True)
 class Measured:
     """What a metric is measured with: ``data`` is the data set of the run, ``folder`` a place for what the metric
-    fits and wants kept, ``seed`` the only source of its draws."""
+    fits and wants kept, ``seed`` the only source of its draws. ``trained`` is the model that drew the samples, for what
+    is measured of itself, such as a likelihood; None where samples are files of any origin."""
 
     data: Data
     folder: Path
     seed: int
     device: torch.device
+    trained: Trained | None = None
 
 
 class Metric(Protocol):

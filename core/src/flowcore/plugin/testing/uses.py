@@ -14,18 +14,20 @@ from flowcore.plugin.testing.trees import must
 from flowcore.seeds import generator
 
 
-def _measure(metric: Metric, data: Data) -> Mapping[str, Figure]:
+def _measure(metric: Metric, data: Data, trained: Trained | None) -> Mapping[str, Figure]:
     source = data.val()
     real = source.batch(torch.arange(16) % len(source), generator(0, "check"))
     samples = Batch(real.x1, real.condition, index=real.index, samples=real.samples, extra={"calls": 1})
     with tempfile.TemporaryDirectory() as folder:
-        return metric(samples, Measured(data, Path(folder), 0, torch.device("cpu")))
+        return metric(samples, Measured(data, Path(folder), 0, torch.device("cpu"), trained))
 
 
-def its_figures_are_numbers_beside_others(make: Callable[[], Metric], data: Data) -> None:
+def its_figures_are_numbers_beside_others(
+    make: Callable[[], Metric], data: Data, trained: Trained | None = None
+) -> None:
     """Held-out data measured: at least one ``Figure``, finite, and none alone: with a floor or a baseline, unless
     neither direction is better."""
-    found = _measure(make(), data)
+    found = _measure(make(), data, trained)
     must(isinstance(found, Mapping) and bool(found), f"it returned {found!r}; it should be {{name: Figure}}")
     for name, figure in found.items():
         must(
@@ -39,13 +41,13 @@ def its_figures_are_numbers_beside_others(make: Callable[[], Metric], data: Data
         must(not alone, f"{name} stands alone; give it a floor (what real data score) or a baseline")
 
 
-def its_figures_come_again(make: Callable[[], Metric], data: Data) -> None:
+def its_figures_come_again(make: Callable[[], Metric], data: Data, trained: Trained | None = None) -> None:
     """The same samples and seed have the same figures, whatever the global seed."""
     found = []
     with torch.random.fork_rng(devices=[]):
         for seed in (1, 2):
             torch.manual_seed(seed)
-            found.append({name: figure.value for name, figure in _measure(make(), data).items()})
+            found.append({name: figure.value for name, figure in _measure(make(), data, trained).items()})
     must(found[0] == found[1], f"its figures are {found[0]} and then {found[1]}; draw from measured.seed alone")
 
 
