@@ -1,0 +1,1 @@
+"""Text: data, network, metrics and tasks for masked diffusion of tokens."""
