@@ -48,7 +48,16 @@ class RaddConfig(PreTrainedConfig):
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm in single precision, whatever the rest is computed in."""
+    """LayerNorm in single precision, whatever the rest is computed in.
+
+    Its bias is 1 at first, as in RADD's own code: queries and keys, which have no bias, share a direction then that
+    positions turn, and a token can look for its neighbours before it knows what they are.
+    """
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.bias is not None:
+            nn.init.ones_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.float(), None if self.bias is None else self.bias.float()
