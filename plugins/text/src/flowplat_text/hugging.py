@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from flowcore.errors import InputError, UsageError
 from flowcore.files import refusals
@@ -85,6 +86,7 @@ def import_hf(
 
 
 def _save(model: RaddForMaskedLM, out: Path) -> None:
+    logging.disable_progress_bar()
     with refusals(f"{out} cannot be written"):
         model.save_pretrained(out)
 

@@ -43,7 +43,7 @@ class RaddOptions(BaseModel):
     def _agree(self) -> "RaddOptions":
         width, _, heads = self.numbers
         if width % (2 * heads):
-            raise ValueError(f"width={width} has to be an even multiple of heads={heads}: {heads} x 32, say")
+            raise ValueError(f"width={width} has to be an even multiple of heads={heads}")
         return self
 
 
