@@ -9,6 +9,7 @@ ALL    := $(notdir $(wildcard plugins/*))
 TESTED_images := [diffusers,hf]
 
 .PHONY: run test test-slow kills lint types docs pictures bench install clean help
+.SECONDARY:
 .DEFAULT_GOAL := help
 
 help:            ## this list

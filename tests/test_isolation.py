@@ -242,7 +242,7 @@ def test_every_state_is_one_line_of_the_table_and_what_metadata_tell_is_not_impo
         assert cause in found
     for state, count in {"disabled": 2, "incompatible": 1, "duplicate": 2, "broken": len(BROKEN | ENDS) + 1}.items():
         assert sum(f" [{state}] " in line for line in tops) == count
-    assert "  network     mlp                 [broken] there is no module 'flowplat_moduleless.parts'" in lines
+    assert "  network     mlp [broken] there is no module 'flowplat_moduleless.parts'" in lines
     asked = {*BROKEN, *ENDS, "moduleless", "attributeless", "watcher", "noisy"} - {"garbled"}  # which has no first line
     assert place.imported() == asked
 

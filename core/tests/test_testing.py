@@ -119,7 +119,7 @@ def test_the_core_keeps_its_own_promises() -> None:
     made += [("times", times.log_normal_noise), ("loss", losses.l2), ("loss", losses.pseudo_huber)]
     made += [("solver", method) for method in solvers.METHODS.values()]
     ran = [check(make) for kind, make in made for check in testing.CHECKS[kind]]  # type: ignore[func-returns-value]
-    assert len(ran) == 6 * 5 + 5 * 3 + 6 * 3 + 2 * 2 + 7 * 3
+    assert len(ran) == 6 * 5 + 5 * 3 + 6 * 3 + 2 * 2 + 8 * 3
 
 
 def test_a_data_set_and_two_networks_that_are_right_pass() -> None:

@@ -273,7 +273,7 @@ def test_an_option_that_went_with_its_component_is_blamed_on_who_took_it_away(in
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.steps=-3", "should be greater than or equal to 1, not -3"),
+        ("train.steps=-3", "should be greater than or equal to 0, not -3"),
         ("train.ema=1", "should be less than 1, not 1"),
         ("train=5", "should be a valid dictionary"),
         ("train.steps.more=5", "should be a valid integer, not {'more': 5}"),

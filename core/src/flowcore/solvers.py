@@ -23,7 +23,8 @@ Velocity = Callable[[State, Tensor], State]
 Step = Callable[..., State]
 """``step(field, x, t, r, h) -> x``; t and r are 0-dimensional tensors, h = r - t a float. ``solve`` knows a method by
 its attributes, where it has them: ``draws`` is set to the generator, ``reset()`` called before the first step;
-``adaptive`` says that it chooses steps of its own, ``needs_field`` that a plain velocity will not do."""
+``adaptive`` says that it chooses steps of its own, ``needs_field`` that a plain velocity will not do;
+``after_reflow`` that it follows a field whose lines are straight, and no other."""
 Callback = Callable[[int, float, State], None]
 
 
@@ -201,7 +202,7 @@ def kept_noise() -> Step:
         x0 = None
 
     step.reset = reset  # type: ignore[attr-defined]
-    step.needs_field = True  # type: ignore[attr-defined]
+    step.needs_field = step.after_reflow = True  # type: ignore[attr-defined]
     return step
 
 
