@@ -39,7 +39,7 @@ Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]
 def onward(network: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
     """-log p of each token given those before it, the first of a block given an end of text; nats a token."""
     x = batch.x1
-    before = torch.cat([torch.full((len(x), 1), 257), x[:, :-1]], 1)
+    before = torch.cat([x.new_full((len(x), 1), 257), x[:, :-1]], 1)
     return F.cross_entropy(network(before).transpose(1, 2), x, reduction="none").mean(1)
 
 
