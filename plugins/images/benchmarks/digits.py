@@ -2,8 +2,8 @@
 
 Each way of training in turn, through the platform and its presets, in the folder where the command is given: the first
 flow, reflow once and twice, both distilled, weighted pairs and optimal transport; SlimFlow, its student and what it is
-compared with; a diffusion model, rectified. Fréchet distance by solver steps, straightness and transport cost by seed;
-seeds run side by side. --quick is for a look whether it works.
+compared with; a diffusion model, rectified; digits by caption, in one step. Fréchet distance by solver steps,
+straightness and transport cost by seed; seeds run side by side. --quick is for a look whether it works.
 """
 
 import argparse
@@ -35,8 +35,15 @@ WAYS: dict[str, tuple[str, ...]] = {
     "RD": ("--preset", "rectified-diffusion"),
     "RD as velocity": ("--preset", "rectified-diffusion", *VELOCITY),
     "RD phased": ("--preset", "rectified-diffusion-phased"),
-}
-FIRST = ("digits", "w-cfm", "ot-cfm", "diffusion")
+    "captions": ("--preset", "captions"),
+    "InstaFlow, reflow": ("--preset", "instaflow-reflow"),
+    "InstaFlow": ("--preset", "instaflow"),
+    "InstaFlow, direct": (
+        "--preset", "instaflow", "teacher.preset=captions", "teacher.config={network: {frozen: false}}",
+        "teacher.pairs.guidance=[{name: classifier_free, scale: 2}]",
+    ),
+}  # fmt: skip
+FIRST = ("digits", "w-cfm", "ot-cfm", "diffusion", "captions")
 """Presets without a teacher."""
 QUICK = ("train.steps=40", "eval.count=64", "eval.paths=32")
 QUICK_TEACHER = ("teacher.pairs.count=64", "teacher.config={train: {steps: 40}}")
@@ -53,11 +60,17 @@ def measure(seed: int, ways: list[str], more: list[str], quick: bool) -> dict[st
             raise SystemExit(f"{name}: {done.stderr[-2000:]}")
         figures = json.loads(done.stdout)["figures"]
         by_steps = {row["steps"]: row["figures"]["frechet"]["value"] for row in figures["by_steps"]}
+        accuracy = {
+            row["steps"]: row["figures"]["class_accuracy"]["value"]
+            for row in figures["by_steps"]
+            if "class_accuracy" in row["figures"]
+        }
         floor = figures["by_steps"][0]["figures"]["frechet"]
         found[name] = {
             "frechet": by_steps,
             "floor": floor["floor"],
             "gaussian": floor["baselines"]["gaussian"],
+            **({"accuracy": accuracy} if accuracy else {}),
             **{key: figure["value"] for key, figure in figures["paths"].items()},
         }
         print(f"seed {seed}  {name:16}", line(found[name]), flush=True)
