@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from flowcore.data import Batch
 from flowcore.errors import UsageError
+from flowcore.guidance import classifier_free, linear_constraint, reward, steered
 from flowcore.masked import any_order_bound, bound, linear
 from flowcore.plugin.contracts import Leaf, Parts, Spec
 from flowcore.tokens import confident, masked_path, objective, sampler, strata, unmask, warped
@@ -174,3 +176,79 @@ def test_a_network_that_says_nothing_is_named(method):
 
     with pytest.raises(FloatingPointError, match="NaN or leave no token"):
         unmask(network, linear(MASK), torch.full((2, L), MASK), 2, seeded(), method=method)
+
+
+# guidance
+
+
+def told_by_class(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    """Every token by itself, of a law for each class; class 2 tells nothing."""
+    laws = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]], dtype=torch.float64)
+    return laws[condition].log()[:, None].expand(*x.shape, V)
+
+
+def with_guidance(*guidance, condition: Leaf | None = None) -> Parts:
+    return replace(parts(condition=condition), guidance=guidance)
+
+
+def law_of(made: Parts, network, condition: Tensor | None = None, steps: int = L) -> Tensor:
+    n = 20_000
+    told = None if condition is None else condition.expand(n)
+    x = sampler(made, "ordered")(network, told, n, steps, seeded()).x1
+    return torch.bincount((x * V ** torch.arange(L - 1, -1, -1)).sum(1), minlength=V**L)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_classifier_free_guidance_of_tokens_is_a_power_of_their_odds(scale):
+    made = with_guidance(classifier_free(scale), condition=Leaf((), "int64", "class", 2))
+    seen = law_of(made, told_by_class, torch.tensor(0))
+    own, empty = (told_by_class(torch.zeros(1, 1), None, torch.tensor([c])).exp()[0, 0] for c in (0, 2))
+    p = empty * (own / empty) ** scale
+    p /= p.sum()
+    assert chisquare(seen, p[DATA].prod(1) * seen.sum()).pvalue > 1e-3
+
+
+def test_outside_its_interval_it_is_the_condition_alone():
+    late = classifier_free(3.0, (0.9, 1.0))
+    x, t = torch.full((2, L), MASK), torch.tensor([0.1, 0.95])
+    guided = steered(told_by_class, MASK, [late], torch.tensor(2))(x, t, torch.tensor([0, 0]))
+    plain = told_by_class(x, t, torch.tensor([0, 0]))
+    assert torch.equal(guided[0], plain[0])
+    assert not torch.allclose(guided[1].softmax(-1), plain[1].softmax(-1))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_a_reward_that_adds_up_tilts_independent_tokens_exactly(scale):
+    """p(x) exp(R(x)), with R a number for each token in each place."""
+    worth = torch.randn(L, V, generator=seeded(5), dtype=torch.float64)
+    seen = law_of(with_guidance(reward(lambda p: (p * worth).sum((1, 2)), scale)), fixed)
+    tilted = P[DATA].prod(1) * (scale * worth[torch.arange(L), DATA].sum(1)).exp()
+    assert chisquare(seen, tilted / tilted.sum() * seen.sum()).pvalue > 1e-3
+
+
+def test_a_reward_knows_what_is_there_already():
+    """A pair is worth something: beside a known token its gradient is the pair's worth with that token."""
+    worth = torch.randn(V, V, generator=seeded(6), dtype=torch.float64)
+    pairs = reward(lambda p: torch.einsum("bu,uv,bv->b", p[:, 0], worth, p[:, 1]), 2.0)
+    x = torch.tensor([[1, MASK], [MASK, MASK]])
+    logits = steered(lambda x, t, c: P.log().expand(*x.shape, V), MASK, [pairs])(x, torch.zeros(2), None)
+    torch.testing.assert_close(logits[0, 1], P.log() + 2 * worth[1])
+    torch.testing.assert_close(logits[1, 0], P.log() + 2 * worth @ P)
+
+
+def test_a_network_that_names_the_mask_is_guided_without_it():
+    leaf = Leaf((L,), "int64", "token", V + 1, mask=1)
+    made = replace(parts(leaf), guidance=(reward(lambda p: p[..., 2].sum(1), 1.0),))
+    x = sampler(made)(lambda x, t, c: torch.zeros(*x.shape, V + 1), None, 200, 4, seeded()).x1
+    assert set(x.unique().tolist()) == {0, 2, 3}
+    assert int((x == 2).sum()) > int((x == 0).sum())
+
+
+def test_guidance_that_says_nothing_of_tokens_is_refused():
+    made = with_guidance(linear_constraint(torch.ones(1, L), torch.ones(1)))
+    with pytest.raises(ValueError, match="LinearConstraint guides no tokens"):
+        sampler(made)(fixed, None, 2, 4, seeded())
+    with pytest.raises(ValueError, match="needs conditional data with a null condition"):
+        sampler(with_guidance(classifier_free(2.0)))(fixed, None, 2, 4, seeded())
+    with pytest.raises(ValueError, match="guides no field"):
+        reward(lambda p: p.sum()).velocity(None, torch.zeros(1), torch.zeros(()), 0.1)

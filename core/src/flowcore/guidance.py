@@ -1,11 +1,12 @@
-"""Guidance changes a sample on its way, in one of two places:
+"""Guidance changes a sample on its way, in one of two places, and tokens in a third:
 
     velocity(field, x, t, dt) -> v      in place of field(x, t), at every stage of the solver
     state(field, x, t, dt) -> x         after every step, and at the end with dt = 0
+    logits(posterior, x, t) -> logits   of tokens, in place of posterior.logits(x, t), whenever some are drawn
 
-A guidance object overrides one or both. A list composes: the first is innermost for velocities, and first in order for
-states. ``dt`` is the length of the step under way (velocity) or to come (state). ``field`` is a ``Field``: its x1,
-noise and score at the point of the last velocity cost no further network call.
+A guidance object overrides what it can. A list composes: the first is innermost for velocities and logits, and first in
+order for states. ``dt`` is the length of the step under way (velocity) or to come (state). ``field`` is a ``Field``:
+its x1, noise and score at the point of the last velocity cost no further network call.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flowcore.field import Field
+from flowcore.masked import Network, Posterior
 from flowcore.state import State, add, expand, first_leaf, tree_map
 
 Loss = Callable[[Tensor], Tensor]
@@ -40,6 +42,10 @@ class Guidance:
     def state(self, field: Field, x: State, t: Tensor, dt: float) -> State:
         """The corrected state after a step that arrived at t."""
         return x
+
+    def logits(self, posterior: Posterior, x: Tensor, t: Tensor) -> Tensor:
+        """The guided logits of p(x1^i | x) of tokens x (B, ...) at times (B,): (B, ..., V)."""
+        return posterior.logits(x, t)
 
 
 class Guided(Field):
@@ -85,6 +91,22 @@ def compose(field: Field, guidance: Sequence[Guidance], draws: torch.Generator |
     return field
 
 
+def steered(network: Network, mask: int, guidance: Sequence[Guidance], null: State | None = None) -> Network:
+    """A network of tokens under each guidance in turn. Raises ``ValueError`` for one that says nothing of tokens."""
+    for one in guidance:
+        if type(one).logits is Guidance.logits:
+            raise ValueError(f"{type(one).__name__} guides no tokens: it says nothing of their logits")
+        network = _under(one, network, mask, null)
+    return network
+
+
+def _under(guidance: Guidance, network: Network, mask: int, null: State | None) -> Network:
+    def guided(x: Tensor, t: Tensor, condition: State | None) -> Tensor:
+        return guidance.logits(Posterior(network, mask, condition, null), x, t)
+
+    return guided
+
+
 class ClassifierFree(Guidance):
     """See ``classifier_free``."""
 
@@ -105,6 +127,19 @@ class ClassifierFree(Guidance):
         conditional, empty = _both(field, x, t, null)
         return add(empty, tree_map(torch.sub, conditional, empty), self.scale)
 
+    def logits(self, posterior: Posterior, x: Tensor, t: Tensor) -> Tensor:
+        if posterior.condition is None or posterior.null is None:
+            raise ValueError("classifier-free guidance needs conditional data with a null condition")
+        first, last = self.interval
+        own = posterior.logits(x, t)
+        if self.scale == 1.0:
+            return own
+        empty = posterior.with_condition(posterior.null_condition(len(x))).logits(x, t).log_softmax(-1)
+        moved = empty + self.scale * (own.log_softmax(-1) - empty)
+        moved = torch.where(own.isneginf(), own, moved)  # of the mask, where -inf - (-inf) is no number
+        now = expand(t, own)
+        return torch.where((now >= first - ROUNDING) & (now <= last + ROUNDING), moved, own)
+
 
 def _both(field: Field, x: State, t: Tensor, null: Any) -> tuple[State, State]:
     """v under the condition and under the null condition, from one evaluation of a doubled batch."""
@@ -121,7 +156,8 @@ def classifier_free(scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.
     """v(null) + w (v(c) - v(null)): w = 1 follows the condition, w = 0 ignores it, w > 1 exaggerates it.
 
     One evaluation of a doubled batch. The identity at w = 1 and outside ``interval``, where t is early or late (Ho and
-    Salimans 2022, arXiv 2207.12598; the interval is Kynkaanniemi et al. 2024, arXiv 2404.07724).
+    Salimans 2022, arXiv 2207.12598; the interval is Kynkaanniemi et al. 2024, arXiv 2404.07724). Of tokens it is log p
+    in place of v, by two evaluations (Schiff et al. 2024, arXiv 2412.10193).
     """
     return ClassifierFree(scale, interval)
 
@@ -167,6 +203,37 @@ def classifier(log_likelihood: Callable[[Tensor, Tensor], Tensor], scale: float 
     Gaussian source, and depends on t (Dhariwal and Nichol 2021, arXiv 2105.05233, for any affine path).
     """
     return Classifier(log_likelihood, scale)
+
+
+class Reward(Guidance):
+    """See ``reward``."""
+
+    def __init__(self, value: Loss, scale: float) -> None:
+        self.value, self.scale = value, scale
+
+    def velocity(self, field: Field, x: State, t: Tensor, dt: float) -> State:
+        raise ValueError("a reward of tokens guides no field; take classifier or observation")
+
+    def logits(self, posterior: Posterior, x: Tensor, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            own = posterior.logits(x, t)
+        if self.scale == 0:
+            return own
+        p = own.to(torch.promote_types(own.dtype, torch.float32)).softmax(-1)
+        known = torch.nn.functional.one_hot(x.clamp(max=p.shape[-1] - 1), p.shape[-1])
+        p = torch.where((x == posterior.mask)[..., None], p, known.to(p.dtype))
+        return own + self.scale * _gradient(self.value, p).to(own.dtype)
+
+
+def reward(value: Loss, scale: float = 1.0) -> Guidance:
+    """log p(x1^i = j | x) + w dR / dp_ij of masked tokens: tokens that raise a reward are likelier.
+
+    ``value(p) -> (B,)`` is R of probabilities p (B, ..., V), which are one-hot of what is known and the model's own of
+    what is masked. It is log p(y | x1) for a classifier, and differentiable. For one that adds up over tokens, w = 1
+    draws from p(x1) exp(R) where tokens are independent; of any other this is its first order (Vignac et al. 2022,
+    arXiv 2209.14734; Schiff et al. 2024, arXiv 2412.10193).
+    """
+    return Reward(value, scale)
 
 
 class GradientSkipping(Guidance):

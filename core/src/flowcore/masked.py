@@ -26,6 +26,28 @@ Warp = Callable[[Tensor], Tensor]
 """``warp(logits) -> logits`` of the tokens about to be drawn, shape (n, V): a temperature, a nucleus, a ban."""
 
 
+class Posterior:
+    """p(x1^i | x) of tokens x, as a guidance sees it: a network, the token that is the mask, and the condition.
+
+    ``null`` is the value of the condition that tells nothing, one for all samples; None if there is none.
+    """
+
+    def __init__(self, network: Network, mask: int, condition: State | None = None, null: State | None = None) -> None:
+        self.network, self.mask, self.condition, self.null = network, mask, condition, null
+
+    def logits(self, x: Tensor, t: Tensor) -> Tensor:
+        """Of tokens (B, ...) at times (B,): (B, ..., V), that of MASK -inf where the network has one."""
+        return without_mask(self.network(x, t, self.condition), self.mask)
+
+    def with_condition(self, condition: State | None) -> "Posterior":
+        """The same, told something else."""
+        return Posterior(self.network, self.mask, condition, self.null)
+
+    def null_condition(self, count: int) -> State:
+        """The null condition, ``count`` rows of it."""
+        return tree_map(lambda n: n.expand(count, *n.shape), self.null)
+
+
 @dataclass(frozen=True)
 class Masked:
     """Each token is x1's with probability kappa(t), else ``mask``; kappa rises from kappa(0) = 0 to kappa(1) = 1.

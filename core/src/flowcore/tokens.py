@@ -11,6 +11,7 @@ from torch import Tensor
 from flowcore import masked as paths
 from flowcore.data import Batch
 from flowcore.errors import UsageError
+from flowcore.guidance import steered
 from flowcore.masked import Generated, Masked, Network, Plan, Warp
 from flowcore.objectives import told
 from flowcore.plugin.contracts import Leaf, Objective, Parts, Sampler
@@ -75,11 +76,14 @@ def sampler(
     schedule: Kappa = "linear",
 ) -> Sampler:
     """All tokens drawn from MASK, in at most ``steps`` evaluations a sample; see ``unmask``. The batch's
-    ``extra["calls"]`` is their mean, rounded."""
+    ``extra["calls"]`` is their mean, rounded; what guidance asks for besides is not counted."""
     path = masked_path(parts.spec.state, schedule)
-    shape = cast(Leaf, parts.spec.state).shape
+    shape, null = cast(Leaf, parts.spec.state).shape, parts.spec.null
+    if null is not None:
+        null = tree_map(lambda n: torch.as_tensor(n, device=parts.device), null)
 
     def sample(network: Any, condition: State | None, count: int, steps: int, generator: torch.Generator) -> Batch:
+        network = steered(network, path.mask, parts.guidance, null)
         x = torch.full((count, *shape), path.mask, device=parts.device)
         drawn = unmask(
             network, path, x, steps, generator, condition, None, method, order, block, temperature, top_p

@@ -105,4 +105,7 @@ def register_samplers(register: Register) -> None:
         "interpolant", "flowcore.stochastic:sampler",
         summary="an interpolant's ODE, or with epsilon its SDE of the same marginals", uses=("path",),
     )  # fmt: skip
-    register("masked", "flowcore.tokens:sampler", summary="tokens drawn one after the other, or some at once")
+    register(
+        "masked", "flowcore.tokens:sampler", summary="tokens drawn one after the other, or some at once",
+        uses=("guidance",),
+    )  # fmt: skip
