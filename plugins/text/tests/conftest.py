@@ -32,7 +32,7 @@ def small():
     network = radd(RaddOptions(width=32, depth=2, heads=2), data.spec())
     loss = objective(Model(data, network).parts())
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
-    draws, source, steps = torch.Generator().manual_seed(0), data.train(), 300
+    draws, source, steps = torch.Generator().manual_seed(0), data.train(), 500
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 1e-2 * min((step + 1) / 20, 1, 2 * (steps - step) / steps)
         batch = source.batch(torch.randint(len(source), (32,), generator=draws), draws)

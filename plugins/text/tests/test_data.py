@@ -1,12 +1,13 @@
 """What the data sets hold: every token once, held out what should be, the same on every machine and after a restart."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from flowcore.data import Batch, everything
+from flowcore.data import Batch, Share, batches, everything
 from flowcore.errors import InputError, IntegrityError, UsageError
 from flowcore.plugin.contracts import Leaf
 from flowplat_text import corpora
@@ -116,6 +117,42 @@ def test_a_cache_holds_the_same_tokens_and_is_made_again_where_the_files_have_ch
     (tmp_path / "bytes" / "train.bin").write_bytes(b"no")
     with pytest.raises(IntegrityError, match=r"train.bin is not as its manifest says; delete the folder"):
         _ = Files(FilesConfig(cache=str(tmp_path / "bytes"), path=path, length=16)).packed
+
+
+def test_of_several_that_make_a_cache_at_once_one_does(write, tmp_path) -> None:
+    """As the processes of a run do; what each gets is whole."""
+    path, made = write("a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)), []
+
+    class Counted(Files):
+        def documents(self):
+            made.append(self)
+            return super().documents()
+
+    def ask(_: int):
+        packed = Counted(FilesConfig(path=path, length=16, cache=str(tmp_path / "cache"))).packed
+        return packed.digest, packed.train.tobytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(ask, range(4)))
+    assert len(found) == len(made) == 1
+
+
+def test_the_rows_of_a_step_are_shared_out_and_a_run_goes_on_where_it_was() -> None:
+    """Nothing but the number of the step is kept: ranks see together what one process would, from any step on."""
+    length, blocks = 16, 24
+    data = Blocks(np.arange(length * blocks, dtype=np.uint16), length, shifted=True)
+
+    def seen(start: int, stop: int, share: Share, workers: int = 0):
+        return [batch.x1 for batch in batches(data, 8, start, stop, 3, share, workers)]
+
+    def places(x) -> list[int]:
+        return sorted((x[:, 0] // length).tolist())
+
+    whole, ranks = seen(0, 6, Share(0, 1)), [seen(0, 6, Share(rank, 2)) for rank in (0, 1)]
+    assert all(map(torch.equal, whole[4:], seen(4, 6, Share(0, 1))))
+    assert all(map(torch.equal, whole, seen(0, 6, Share(0, 1), workers=2)))
+    assert all(places(x) == places(torch.cat(both)) for x, *both in zip(whole, *ranks, strict=True))
+    assert places(torch.cat(whole[:3])) == places(torch.cat(whole[3:])) == list(range(blocks))  # two epochs
 
 
 def test_too_little_text_and_a_wish_are_refused(write) -> None:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from flowcore.errors import InputError, MachineError
@@ -36,6 +37,26 @@ def test_splits_are_what_is_trained_on_and_held_out(saved) -> None:
     share = Hf(HfConfig(path=path, length=8, validation="none", holdout=0.4))
     assert 0 < len(share.packed.val) < len(share.packed.train)
     assert data.tiny().spec() == data.spec()
+
+
+def test_what_is_streamed_is_read_as_it_comes_and_a_cache_keeps_the_tokens(saved, monkeypatch, tmp_path) -> None:
+    """With the rows of a data set on the disk, handed out as the Hub's are."""
+    path, package = saved("it", train=TEXTS), pytest.importorskip("datasets")
+    kept, asked = package.load_from_disk(path), []
+
+    def load_dataset(name, subset, revision, streaming):
+        asked.append((name, streaming))
+        return {split: rows.to_iterable_dataset() for split, rows in kept.items()}
+
+    monkeypatch.setattr(package, "load_dataset", load_dataset)
+    data = Hf(HfConfig(path="someone/texts", length=8, streaming=True, holdout=0, cache=str(tmp_path / "cache")))
+    assert text(data.packed.train) == "".join(TEXTS)
+    assert isinstance(data.packed.train, np.memmap)
+    assert asked == [("someone/texts", True)]
+    again = Hf(HfConfig(path="someone/texts", length=8, streaming=True, holdout=0, cache=str(tmp_path / "cache")))
+    assert again.fingerprint() == data.fingerprint()
+    with pytest.raises(InputError, match="has no column 'body'; there are text, n"):
+        Hf(HfConfig(path="someone/texts", length=8, streaming=True, field="body")).train()
 
 
 def test_what_is_not_there_is_told_in_one_line(saved, tmp_path) -> None:

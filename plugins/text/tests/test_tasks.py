@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from flowcore.errors import InputError, UsageError
+from flowcore.masked import Generated
 from flowplat_text.tasks import fill, score
-from flowplat_text.templates import around, template
+from flowplat_text.templates import around, onward, template
 from flowplat_text.vocabulary import Vocabulary
 
 BYTES = Vocabulary()
@@ -66,6 +67,31 @@ def test_a_seed_decides_and_prefix_and_suffix_are_a_template(small) -> None:
     assert texts(prefix="the ", length=5, block=2, order="forward", method="ordered")[0].startswith("the ")
 
 
+def test_a_beginning_is_written_on_past_the_context_block_by_block(small) -> None:
+    """Each block is what the model makes of as much as it can see."""
+    rows = fill(small, [], None, prefix="the cat sat", length=101, block=8, number=3, seed=2)
+    first = fill(small, [], None, prefix="the cat sat", length=8, number=3, seed=2)
+    assert [row["text"][:19] for row in rows] == [row["text"] for row in first]
+    for row in rows:
+        assert row["text"].startswith("the cat sat")
+        assert len(row["tokens"]) == len(row["times"]) == 112
+        assert row["nfe"] == 101
+        assert 256 not in row["tokens"]
+    asked = []
+
+    def unmasked(x, free):
+        asked.append((x.clone(), free[0].nonzero().flatten().tolist()))
+        return Generated(torch.where(free, 7, x), torch.ones(len(x), dtype=torch.long), torch.zeros(x.shape))
+
+    x = torch.tensor([[1, 2, 3, 9, 9, 9, 9, 9]])
+    drawn = onward(unmasked, x, x == 9, 2, 4)
+    assert drawn.x.tolist() == [[1, 2, 3, 7, 7, 7, 7, 7]]
+    assert [(window[0].tolist(), places) for window, places in asked] == [
+        ([2, 3, 9, 9], [2, 3]), ([7, 7, 9, 9], [2, 3]), ([7, 7, 7, 9], [3])
+    ]  # fmt: skip
+    assert drawn.calls.tolist() == [3]
+
+
 def test_files_in_and_files_out(small, write, tmp_path) -> None:
     lines = write("in.jsonl", "".join(json.dumps({"line": f"the [MASK:{n}] sat"}) + "\n" for n in (3, 4)))
     plain = write("in.txt", "on the [MASK:3]")
@@ -85,7 +111,9 @@ def test_files_in_and_files_out(small, write, tmp_path) -> None:
     [([], {}, "there is nothing to fill"), (["a"], {"template": "[MASK]"}, "not both"),
      ([], {"template": "[MASK]", "prefix": "x"}, "leave prefix and suffix out"), (["plain"], {}, "text 1 has no blank"),
      ([], {"prefix": "x" * 40}, "prefix and suffix has 41 tokens, and the model's context is 32"),
-     ([], {"prefix": "x", "length": 40}, "has 41 tokens")],
+     ([], {"prefix": "x", "length": 40}, "are 41 tokens, and the model's context is 32: set block"),
+     ([], {"prefix": "x", "length": 40, "block": 32}, "to fewer tokens than that"),
+     ([], {"prefix": "x", "suffix": "y", "length": 40, "block": 8}, "has 42 tokens")],
 )  # fmt: skip
 def test_what_cannot_be_filled_is_one_line(small, inputs, options, line) -> None:
     with pytest.raises(UsageError, match=line):
@@ -103,6 +131,7 @@ def test_a_score_is_what_the_text_costs(small, tmp_path) -> None:
     assert rows[0]["bits_per_byte"] < 2 < 6 < rows[1]["bits_per_byte"]
     for row in rows:
         assert row["bits_per_byte"] == pytest.approx(row["nats"] / math.log(2) / row["bytes"])
+        assert row["perplexity"] == pytest.approx(math.exp(row["nats"] / row["tokens"]))
         assert 0 < row["standard_error"] < row["nats"]
     both = [score(small, [known], None, bound=bound)[0] for bound in ("forward", "backward")]
     assert both[0]["standard_error"] == both[1]["standard_error"] == 0
@@ -111,6 +140,9 @@ def test_a_score_is_what_the_text_costs(small, tmp_path) -> None:
     (row,) = csv.DictReader((tmp_path / "out.csv").open())
     assert float(row["nats"]) == pytest.approx(rows[0]["nats"], rel=0.2)
     assert told["bits_per_byte"] == pytest.approx(float(row["bits_per_byte"]), abs=1e-4)
+    assert told["perplexity"] == pytest.approx(float(row["perplexity"]), abs=1e-4)
+    error = float(row["standard_error"]) / int(row["tokens"]) * told["perplexity"]
+    assert told["perplexity_standard_error"] == pytest.approx(error, abs=1e-4)
     assert row["text"] == known
 
 

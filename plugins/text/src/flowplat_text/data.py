@@ -1,6 +1,7 @@
 """What every data set of texts shares, and two of them: what Python brings along, and a user's files."""
 
 import json
+import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -9,13 +10,16 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from flowcore import files
 from flowcore.data import Batch
 from flowcore.errors import InputError, UsageError
 from flowcore.files import write
 from flowcore.plugin.contracts import Leaf, Spec
 from flowplat_text import corpora, packing, pages, reading
+from flowplat_text.detokenize import Corpus, detokenized
 from flowplat_text.packing import Blocks, Packed
 from flowplat_text.vocabulary import Vocabulary, byte_pairs, from_facts, of_folder
 
@@ -50,6 +54,12 @@ class TextConfig(BaseModel):
     )
     vocabulary: int = Field(1024, ge=260, le=2**20, description="tokens of tokenizer=bpe")
     add_mask: bool = Field(False, description="give a tokenizer of a folder a mask token where it has none")
+    detokenize: Corpus | None = Field(
+        None, description="join what the preparation of a corpus has torn apart: wikitext, ptb, lm1b, lambada"
+    )
+    cache: Place | None = Field(
+        None, description="a folder to keep the tokens in, mapped into memory from there; null keeps them in memory"
+    )
     holdout: float = Field(0.1, ge=0, lt=1, description="share held out for validation; 0 validates on training texts")
 
 
@@ -71,9 +81,6 @@ class FilesConfig(TextConfig):
         None, description="held-out files, in place of a share of the others"
     )
     field: str = Field("text", description="the column or key of the texts in a table")
-    cache: Place | None = Field(
-        None, description="a folder to keep the tokens in, mapped into memory from there; null keeps them in memory"
-    )
 
 
 class Texts:
@@ -83,10 +90,10 @@ class Texts:
     """
 
     in_order = False  # whether the last texts are held out, not those that their hash says
-    cache: Path | None = None
 
     def __init__(self, config: TextConfig, facts: Any = None) -> None:
         self.config = config
+        self.cache = None if config.cache is None else Path(config.cache)
         self._facts = None if facts is None else from_facts(facts)
 
     @abstractmethod
@@ -97,21 +104,32 @@ class Texts:
         """The texts to validate on, where they are texts apart."""
         return None
 
+    @abstractmethod
     def origin(self) -> Any:
         """What says that texts are the same as the last time, as plain JSON."""
-        return None
+
+    def _origin(self) -> Any:
+        """That, and what is made of the texts."""
+        config = self.config
+        told = [config.tokenizer, config.vocabulary, config.add_mask, config.holdout, config.detokenize]
+        return [told, self.origin()]
 
     def _parts(self) -> Iterator[tuple[int, str]]:
         """Every text with 0 to train on and 1 to hold out."""
+        own = self._joined(self.documents())
         if (apart := self.held_out()) is None:
-            yield from packing.split(self.documents(), self.config.holdout, self.in_order)
+            yield from packing.split(own, self.config.holdout, self.in_order)
             return
-        yield from ((0, text) for text in self.documents())
-        yield from ((1, text) for text in apart)
+        yield from ((0, text) for text in own)
+        yield from ((1, text) for text in self._joined(apart))
+
+    def _joined(self, texts: Iterable[str]) -> Iterable[str]:
+        corpus = self.config.detokenize
+        return texts if corpus is None else (detokenized(text, corpus) for text in texts)
 
     @cached_property
     def _manifest(self) -> dict[str, Any] | None:
-        return None if self.cache is None else packing.manifest_of(self.cache, self.origin())
+        return None if self.cache is None else packing.manifest_of(self.cache, self._origin())
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -129,16 +147,24 @@ class Texts:
     @cached_property
     def packed(self) -> Packed:
         """All tokens. Raises ``InputError`` where they do not make one sample."""
-        if self.cache is not None and self._manifest is not None:
-            packed = packing.cached(self.cache, self.vocabulary, self._manifest)
-        else:
-            packed = packing.pack(self._parts(), self.vocabulary, self.cache, self.origin())
+        packed = packing.pack(self._parts(), self.vocabulary) if self.cache is None else self._kept(self.cache)
         if len(packed.train) < self.config.length:
             raise InputError(
                 f"there are {len(packed.train)} tokens to train on, and data.length={self.config.length} asks for more "
                 "in one sample: give more text, or a shorter length"
             )
         return packed
+
+    def _kept(self, cache: Path) -> Packed:
+        """The tokens in a cache, made by the first process that asks; the others of a run wait for it."""
+        origin, lock = self._origin(), FileLock(cache / ".lock")
+        with files.refusals(f"{cache} cannot be written"):
+            cache.mkdir(parents=True, exist_ok=True)
+            held = lock.acquire()
+        with held:
+            if (manifest := packing.manifest_of(cache, origin)) is not None:
+                return packing.cached(cache, from_facts(manifest["vocabulary"]), manifest)
+            return packing.pack(self._parts(), self.vocabulary, cache, origin)
 
     def facts(self) -> dict[str, Any]:
         """See ``Portable.facts``: the vocabulary."""
@@ -163,7 +189,8 @@ class Texts:
 
     def tiny(self) -> "Texts":
         """The first texts, some 80 blocks of them."""
-        return Excerpt(self.config, beginning(self.documents(), max(24_000, EXCERPT * self.config.length)))
+        own = self._joined(self.documents())
+        return Excerpt(self.config, beginning(own, max(24_000, EXCERPT * self.config.length)))
 
     def fingerprint(self) -> str:
         """sha256 of the tokens, what is held out apart, and of the vocabulary."""
@@ -215,12 +242,15 @@ class Excerpt(Texts):
     in_order = True
 
     def __init__(self, config: TextConfig, texts: list[str]) -> None:
-        super().__init__(config)
+        super().__init__(config.model_copy(update={"cache": None, "detokenize": None}))
         self._texts = texts
 
     def documents(self) -> Iterable[str]:
         """What was given."""
         return self._texts
+
+    def origin(self) -> None:
+        """None: they are kept nowhere."""
 
 
 def beginning(texts: Iterable[str], count: int) -> list[str]:
@@ -244,15 +274,15 @@ class Builtin(Texts):
         """See ``corpora``."""
         return corpora.CORPORA[self.config.corpus]()
 
+    def origin(self) -> Any:
+        """The corpus, and the Python that brings it."""
+        return [self.config.corpus, sys.version]
+
 
 class Files(Texts):
     """Files of text, lines of JSON, columns of tables; see ``reading``."""
 
     config: FilesConfig
-
-    def __init__(self, config: FilesConfig, facts: Any = None) -> None:
-        super().__init__(config, facts)
-        self.cache = None if config.cache is None else Path(config.cache)
 
     @staticmethod
     def example(folder: Path) -> dict[str, Any]:
@@ -275,10 +305,9 @@ class Files(Texts):
         return None if self.config.validation is None else reading.texts(self.config.validation, self.config.field)
 
     def origin(self) -> Any:
-        """The files as they are, and what is made of them."""
+        """The files as they are."""
         config = self.config
         if reading.STDIN in config.path:
             raise UsageError("data.cache keeps what comes from files; texts of the standard input stay in memory")
-        told = [config.tokenizer, config.vocabulary, config.add_mask, config.holdout, config.field]
         validation = None if config.validation is None else reading.stamp(config.validation)
-        return [told, reading.stamp(config.path), validation]
+        return [config.field, reading.stamp(config.path), validation]

@@ -36,6 +36,7 @@ class HfConfig(TextConfig):
         "validation", description="what is validated on; a share of the split where it is not there"
     )
     field: str = Field("text", description="the column of the texts")
+    streaming: bool = Field(False, description="read it from the Hub as it comes, and keep nothing but the tokens")
 
 
 class Hf(Texts):
@@ -66,6 +67,12 @@ class Hf(Texts):
         wanted = self.config.validation
         return self._column(wanted) if wanted in self._splits and wanted != self.config.split else None
 
+    def origin(self) -> Any:
+        """The data set as its package knows it again; what is streamed has no more than its name."""
+        config = self.config
+        known = {name: getattr(rows, "_fingerprint", None) for name, rows in self._splits.items()}
+        return [config.path, config.subset, config.revision, config.split, config.validation, config.field, known]
+
     @cached_property
     def _splits(self) -> dict[str, Any]:
         return self._dataset()
@@ -75,10 +82,12 @@ class Hf(Texts):
         if split not in self._splits:
             raise InputError(f"{path} has no split {split!r}; there are {', '.join(self._splits)}: set data.split")
         rows = self._splits[split]
-        if field not in rows.column_names:
-            there = ", ".join(rows.column_names)
-            raise InputError(f"{path} has no column {field!r}; there are {there}: name one with data.field")
-        for number, text in enumerate(rows[field]):
+        for number, row in enumerate(rows):
+            if field not in row:
+                raise InputError(
+                    f"{path} has no column {field!r}; there are {', '.join(row)}: name one with data.field"
+                )
+            text = row[field]
             if not isinstance(text, str):
                 raise InputError(f"{path}, row {number}: {field!r} is {type(text).__name__}, not text")
             if text.strip():
@@ -92,7 +101,9 @@ class Hf(Texts):
                     raise InputError(f"{name} is no folder that save_to_disk wrote; .parquet files are for data=files")
                 saved = package.load_from_disk(name)
             else:
-                saved = package.load_dataset(name, self.config.subset, revision=self.config.revision)
+                saved = package.load_dataset(
+                    name, self.config.subset, revision=self.config.revision, streaming=self.config.streaming
+                )
         except FlowError:
             raise
         except (OSError, ConnectionError) as error:

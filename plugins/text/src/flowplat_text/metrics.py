@@ -50,7 +50,7 @@ def _bits_per_byte(measured: Measured, bound: Bound, draws: int, blocks: int) ->
             "bits_per_byte is measured of a model; leave it out of eval.metrics for samples that are files"
         )
     data = cast(Texts, measured.data)
-    x = _held_out(data, blocks)
+    x = held_out(data, blocks)
     told = nats(measured.trained, x, None, bound, draws, measured.seed)
     text = _bytes(x.numpy(), data.vocabulary)
     scale = 1 / math.log(2) / max(1, len(text))
@@ -93,7 +93,7 @@ def likeness(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
     16 tokens in a row that are there elsewhere in the samples too. Floors: as many held-out blocks.
     """
     data = cast(Texts, measured.data)
-    real = _held_out(data, len(samples)).numpy()
+    real = held_out(data, len(samples)).numpy()
     drawn = samples.x1.numpy()
     judge = _fitted(measured)[: JUDGE + 1]
 
@@ -109,16 +109,16 @@ def likeness(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
             note=f"bits a byte under a Witten-Bell n-gram of order {JUDGE}; {note}; {_counted(measured)}",
         ),
         "token_entropy": Figure(
-            _entropy(drawn), better="neither", floor=_entropy(real), unit="nats", note=f"of the tokens' shares; {note}"
+            entropy(drawn), better="neither", floor=entropy(real), unit="nats", note=f"of the tokens' shares; {note}"
         ),
         "repetition": Figure(
-            _repeated(drawn), floor=_repeated(real), baselines={"shuffled": _repeated(mixed)},
+            repeated(drawn), floor=repeated(real), baselines={"shuffled": repeated(mixed)},
             note=f"share of {WINDOW} tokens in a row that come elsewhere too; {note}",
         ),
     }  # fmt: skip
 
 
-def _held_out(data: Texts, limit: int) -> Tensor:
+def held_out(data: Texts, limit: int) -> Tensor:
     """Held-out blocks, spread over all there are."""
     source: Blocks = data.val()
     rows = torch.linspace(0, len(source) - 1, min(limit, len(source))).round().long()
@@ -150,12 +150,14 @@ def _counted(measured: Measured) -> str:
     return f"n-grams counted on {_counts(cast(Texts, measured.data))[1]} bytes of training text"
 
 
-def _entropy(tokens: np.ndarray) -> float:
+def entropy(tokens: np.ndarray) -> float:
+    """Of the shares of tokens, in nats."""
     share = np.unique(tokens, return_counts=True)[1] / tokens.size
     return float(-(share * np.log(share)).sum())
 
 
-def _repeated(tokens: np.ndarray) -> float:
+def repeated(tokens: np.ndarray) -> float:
+    """The share of ``WINDOW`` tokens in a row that come more than once."""
     if tokens.shape[1] < WINDOW:
         return 0.0
     windows = np.lib.stride_tricks.sliding_window_view(tokens, WINDOW, axis=1).reshape(-1, WINDOW)

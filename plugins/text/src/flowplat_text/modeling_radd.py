@@ -104,11 +104,14 @@ class Radd(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """First weights: at first every token is as likely as any other."""
+        """First weights: at first every token is as likely as any other.
+
+        An embedding is N(0, 1), which is what each block adds to it: of the published codes' smaller one little is left
+        behind the first block, and a model learns the shares of letters for some hundred steps before it sees more.
+        """
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.LayerNorm):
+            if isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding):
                 module.reset_parameters()
-        nn.init.kaiming_uniform_(self.embedding.weight, a=math.sqrt(5))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -155,10 +158,8 @@ class RaddForMaskedLM(PreTrainedModel):
         if module is self.radd.head:
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear | nn.LayerNorm):
+        elif isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding):
             module.reset_parameters()
-        elif isinstance(module, nn.Embedding):
-            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.radd.embedding

@@ -10,16 +10,22 @@ from typing import Annotated, Any, cast
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from flowcore.errors import InputError, UsageError
+from flowcore.errors import FlowError, InputError, UsageError
 from flowcore.files import refusals
+from flowcore.guidance import reward, steered
+from flowcore.masked import Generated, Network
 from flowcore.plugin.contracts import Leaf, Trained
 from flowcore.seeds import generator
 from flowcore.tokens import Block, Direction, Method, Temperature, TopP, masked_path, unmask
 from flowplat_text import reading
 from flowplat_text.data import Texts
+from flowplat_text.detokenize import Corpus, detokenized
 from flowplat_text.likelihood import Bound, nats
-from flowplat_text.templates import Template, around, placed, template
+from flowplat_text.likeness import reward_of
+from flowplat_text.metrics import LIMIT
+from flowplat_text.templates import Template, around, onward, placed, template
 from flowplat_text.vocabulary import Vocabulary
 
 CHUNK = 64
@@ -47,15 +53,23 @@ def fill(
     block: Block = None,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
+    towards: Annotated[str, Field(description="files of texts that what is written is to be like")] = "",
+    against: Annotated[
+        str, Field(description="files of texts it is to be unlike; empty for those the model learned from")
+    ] = "",
+    weight: Annotated[float, Field(description="how much that counts, for towards; 1 is Bayes' rule")] = 1.0,
     field: Key = "text",
     seed: Seed = 0,
 ) -> Any:
     """Every blank of a template drawn from the model given all that is there, before it and behind it.
 
     ``[MASK]`` is one missing token, ``[MASK:12]`` are twelve. A template is a text file, each row of a .jsonl, .csv or
-    .parquet, or the option; from Python also a plain string. By its ending ``out`` is .jsonl (``text``, ``tokens``,
-    ``times`` at which each was asked for, ``nfe``), .csv or .txt, without one a folder with all three; from Python it
-    returns the rows. Raises ``InputError`` naming a template without a blank, or longer than the context.
+    .parquet, or the option; from Python also a plain string. A ``prefix`` is written on past the context where
+    ``block`` says by how many tokens at once: each block sees as much before it as the context holds. ``towards``
+    guides by a classifier of pairs of tokens, see ``flowplat_text.likeness``. By its ending ``out`` is .jsonl
+    (``text``, ``tokens``, ``times`` at which each was asked for, ``nfe``), .csv or .txt, without one a folder with all
+    three; from Python it returns the rows. Raises ``InputError`` naming a template without a blank, or longer than the
+    context.
     """
     vocabulary, context = _known(trained)
     _refuse_ending(out, *FILLED)
@@ -63,8 +77,13 @@ def fill(
         raise UsageError("give templates as inputs or as options, not both")
     if template and (prefix or suffix):
         raise UsageError("a template says itself what comes before and behind: leave prefix and suffix out")
+    if against and not towards:
+        raise UsageError("against says what towards is told apart from: set towards too")
+    network: Network = trained.network
+    if towards:
+        network = _towards(trained, towards, against, weight, field)
     if prefix or suffix:
-        asked = [around(prefix, suffix, length, vocabulary, context)]
+        asked = [around(prefix, suffix, length, vocabulary, context, block)]
     else:
         given = [("the template", template)] if template else list(_brought(inputs, field))
         asked = [_templated(text, name, vocabulary, context) for name, text in given]
@@ -79,9 +98,13 @@ def fill(
     for start in range(0, len(many), CHUNK):
         mine = many[start : start + CHUNK]
         x, free = (torch.stack([getattr(one, part) for one in mine]).to(trained.device) for part in ("x", "free"))
-        drawn = unmask(
-            trained.network, path, x, steps or context, draws, None, free, method, order, block, temperature, top_p
-        )
+
+        def unmasked(x: Tensor, free: Tensor, inside: int | None = None) -> Generated:
+            return unmask(
+                network, path, x, steps or context, draws, None, free, method, order, inside, temperature, top_p
+            )
+
+        drawn = unmasked(x, free, block) if x.shape[1] == context else onward(unmasked, x, free, block or 1, context)
         for one, tokens, times, calls in zip(mine, drawn.x.cpu(), drawn.times.cpu(), drawn.calls.tolist(), strict=True):
             told = tokens[: one.length].tolist()
             when = [round(t, 4) for t in times[: one.length].tolist()]
@@ -104,9 +127,12 @@ def score(
     lines: Annotated[bool, Field(description="each line of a plain file is a text of its own")] = False,
     field: Key = "text",
     given: Annotated[str, Field(description="the column of what comes before each text and is not paid for")] = "",
+    detokenize: Annotated[
+        Corpus | None, Field(description="join what the preparation of a corpus has torn apart, as data.detokenize")
+    ] = None,
     seed: Seed = 0,
 ) -> Any:
-    """What each text costs the model: nats with their standard error, and bits for each byte.
+    """What each text costs the model: nats with their standard error, bits for each byte, exp(nats a token).
 
     A text longer than the context is cut into blocks that know nothing of each other. With ``given`` the text is scored
     where it follows what that column holds, and both together have to fit. By its ending ``out`` is .csv or .jsonl,
@@ -118,6 +144,7 @@ def score(
     rows: list[dict[str, Any]] = []
     whose: list[int] = []
     for name, text, before in _texts(inputs, field, lines, given):
+        text, before = detokenized(text, detokenize), detokenized(before, detokenize)
         ahead, tokens = vocabulary.encode(before), vocabulary.encode(text)
         if given:
             joined = torch.from_numpy(np.concatenate([ahead, tokens]).astype(np.int64))
@@ -141,15 +168,37 @@ def score(
     total, variance = (torch.zeros(len(rows), dtype=torch.float64).index_add(0, index, part) for part in told)
     for row, cost, spread in zip(rows, total.tolist(), variance.tolist(), strict=True):
         row |= {"nats": cost, "standard_error": math.sqrt(spread), "bits_per_byte": cost / math.log(2) / row["bytes"]}
+        row["perplexity"] = math.exp(min(700.0, cost / row["tokens"]))
     if out is None:
         return rows
-    columns = ("name", "nats", "standard_error", "bits_per_byte", "bytes", "tokens", "blocks", "text")
+    columns = ("name", "nats", "standard_error", "bits_per_byte", "perplexity", "bytes", "tokens", "blocks", "text")
     _write(out, "scores", SCORED, rows, columns)
     size = sum(row["bytes"] for row in rows)
     error = math.sqrt(float(variance.sum())) / math.log(2) / size
     bits = float(total.sum()) / math.log(2) / size
-    exact = bound in ("forward", "backward")
-    return {"texts": len(rows), "bits_per_byte": round(bits, 4), "standard_error": round(error, 4), "exact": exact}
+    exact, count = bound in ("forward", "backward"), sum(row["tokens"] for row in rows)
+    perplexity = math.exp(min(700.0, float(total.sum()) / count))
+    of_it = perplexity * math.sqrt(float(variance.sum())) / count
+    return {
+        "texts": len(rows), "bits_per_byte": round(bits, 4), "standard_error": round(error, 4),
+        "perplexity": round(perplexity, 4), "perplexity_standard_error": round(of_it, 4), "exact": exact,
+    }  # fmt: skip
+
+
+def _towards(trained: Trained, towards: str, against: str, weight: float, field: str) -> Network:
+    """The network under a reward for what is like the texts of some files."""
+    vocabulary = _known(trained)[0]
+    if against:
+        others = np.concatenate([vocabulary.encode(text) for text in reading.texts([against], field)])
+    else:
+        try:
+            others = cast(Texts, trained.data).packed.train[:LIMIT]
+        except FlowError as error:
+            raise UsageError(
+                f"the texts this model learned from are not here ({error}): name some, against="
+            ) from error
+    value = reward_of(reading.texts([towards], field), others, vocabulary)
+    return steered(trained.network, vocabulary.mask, [reward(value, weight)])
 
 
 def _known(trained: Trained) -> tuple[Vocabulary, int]:
