@@ -91,7 +91,7 @@ def words(name: str, run: Run, options: argparse.Namespace, folder: str | None) 
         "--preset", run.preset, f"data={{name: npz, path: {options.data}}}",
         f"network={{name: unet, channels: {size}, blocks: 2}}", f"seed={options.seed}",
         f"train.steps={steps}", f"train.batch_size={options.batch}", f"train.warmup={min(100, steps // 2)}",
-        f"train.lr={'2.0e-4' if run.teacher and not run.slim else '4.0e-4'}", "train.ema=0.998",
+        "train.lr=4.0e-4", f"train.ema={0.99 if run.teacher else 0.998}",
         "engine.compile=true", "engine.precision=bf16-mixed", "sample.precision=bf16-mixed",
         f"sample.batch_size={options.chunk}", f"eval.count={options.count}", f"eval.paths={options.chunk}",
         "eval.metrics=[frechet]", "train.checkpoint_every=100000", "train.log_every=100",
