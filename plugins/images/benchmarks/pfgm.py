@@ -34,7 +34,7 @@ def noisy(alpha: float, draws: torch.Generator) -> Step:
 
     def step(field: Any, x: torch.Tensor, t: torch.Tensor, r: torch.Tensor, h: float) -> torch.Tensor:
         x = inner(field, x, t, r, h)
-        return x + alpha * field.path.sigma(r) * torch.randn(x.shape, generator=draws)
+        return x + alpha * field.path.sigma(r) * torch.randn(x.shape, generator=draws, device=x.device)
 
     step.needs_field = True  # type: ignore[attr-defined]
     return step
@@ -48,8 +48,11 @@ def distances(folder: Path) -> dict[str, float]:
     measured = Measured(model.data, folder / "eval", config.seed, model.device)
 
     def distance(steps: int, alpha: float, draw: int) -> float:
-        x0 = source(parts, config.eval.count, generator(config.seed, "source", draw))
-        step, grid = noisy(alpha, generator(config.seed, "noise", draw)), edm_grid(steps, path=parts.path)
+        x0 = source(parts, config.eval.count, generator(config.seed, "source", draw, device=model.device))
+        step, grid = (
+            noisy(alpha, generator(config.seed, "noise", draw, device=model.device)),
+            edm_grid(steps, path=parts.path),
+        )
         x1 = solve(parts.field(model.network), parts.path.initial(x0), grid, step)
         return frechet(Batch(x1), measured)["frechet"].value
 

@@ -44,13 +44,14 @@ def distances(folder: Path) -> dict[str, Any]:
     model = flowplat.load(folder)
     config, parts = model.experiment.config, model.parts()
     measured = Measured(model.data, folder / "eval", config.seed, model.device)
-    own = Frechet(judge(model.data, config.seed, model.device).network, everything(model.data.train()).x1)
+    features = judge(model.data, config.seed, model.device).network
+    own = Frechet(features, everything(model.data.train()).x1, model.device)
     found: dict[str, Any] = {"metric": {}, "own": {}}
     for solver in ("euler", "kept_noise"):
         for steps in (1, 2, 4):
             drawn = []
             for draw in range(DRAWS):
-                x0 = source(parts, config.eval.count, generator(config.seed, "source", draw))
+                x0 = source(parts, config.eval.count, generator(config.seed, "source", draw, device=model.device))
                 drawn.append(solve(parts.field(model.network), x0, steps, solver))
             metric = fmean(frechet(Batch(x), measured)["frechet"].value for x in drawn)
             found["metric"].setdefault(solver, {})[steps] = metric

@@ -46,10 +46,10 @@ RUNS: dict[str, Run] = {
     "B 2-RF": Run("rectified-flow", 3000, "A 1-RF"),
     "F RD": Run("rectified-diffusion", 3000, "F diffusion"),
     "C B: uniform, L2": Run("rectified-flow-pp", 2000, "I EDM", None, (*REFLOW, "times=uniform", "loss=l2")),
-    "F RD as velocity": Run("rectified-diffusion", 3000, "F diffusion", "F RD", VELOCITY),
     "C C: U, L2": Run("rectified-flow-pp", 2000, "I EDM", "C B: uniform, L2", (*REFLOW, "loss=l2")),
     "D 1-RF distilled": Run("distilled", 2000, "A 1-RF", "B 2-RF"),
     "D 2-RF distilled": Run("distilled", 2000, "B 2-RF"),
+    "F RD as velocity": Run("rectified-diffusion", 3000, "F diffusion", "F RD", VELOCITY),
     "C D: U, Huber": Run("rectified-flow-pp", 2000, "I EDM", "C B: uniform, L2", REFLOW),
     "C E: t H + P": Run(
         "rectified-flow-pp", 2000, "I EDM", "C B: uniform, L2",
@@ -128,7 +128,7 @@ def measure(name: str, options: argparse.Namespace, folder: str | None) -> dict[
         "gaussian": first["baselines"]["gaussian"],
         **{key: figure["value"] for key, figure in paths.items()},
         "samples_per_s": max((row.get("samples_per_s", 0) for row in log), default=0),
-        **({"more": EXTRA[name[0]](Path(told["folder"]))} if name[0] in EXTRA else {}),
+        **({"more": EXTRA[name[0]](Path(told["folder"]))} if options.more and name[0] in EXTRA else {}),
     }
 
 
@@ -178,7 +178,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", nargs="+", default=["A", "B", "C", "D", "E", "F", "H", "I"], help="rows of the table")
+    parser.add_argument(
+        "--runs", nargs="+", default=["A", "B", "C", "D", "E", "F", "H", "I"], help="rows of the table, or runs"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e6, help="after which nothing goes on")
     parser.add_argument("--workers", type=int, default=3, help="runs at a time")
@@ -188,6 +190,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5000, help="samples for the distance")
     parser.add_argument("--pairs", type=int, default=40000)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--more", action="store_true", help="of C and I also what their own benchmarks measure")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     parser.add_argument("--teacher", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -198,7 +201,7 @@ def main() -> None:
     state, start = State(), time.monotonic()
     if options.out.exists():  # what has been measured is not measured again
         state.found = {name: row for name, row in json.loads(options.out.read_text()).items() if "failed" not in row}
-    wanted = [name for name in RUNS if name[0] in options.runs]
+    wanted = [name for name in RUNS if name.startswith(tuple(options.runs))]
     while True:
         settle(state, options)
         late = time.monotonic() - start > 60 * options.minutes

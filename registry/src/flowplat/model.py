@@ -99,7 +99,7 @@ def load(folder: str | Path, *overrides: str) -> Model:
     network, checkpoint = experiment.network(), checkpoints.chosen(run.checkpoints, experiment.config.train)
     with _fitting(checkpoint):
         checkpoints.load_weights(checkpoint, network)
-    return Model(experiment, network.eval(), checkpoint)
+    return Model(experiment, network.to(experiment.device).eval(), checkpoint)
 
 
 def _exported(folder: Path, overrides: Sequence[str]) -> Model:
@@ -118,7 +118,7 @@ def _exported(folder: Path, overrides: Sequence[str]) -> Model:
     network, weights = experiment.network(), folder / modelfolder.WEIGHTS
     with _fitting(weights):
         network.load_state_dict(load_file(weights))
-    return Model(experiment, network.eval(), weights)
+    return Model(experiment, network.to(experiment.device).eval(), weights)
 
 
 def _config(file: Path, overrides: Sequence[str]) -> RunConfig:
