@@ -8,13 +8,17 @@ from flowcore.data import Batch
 from flowcore.errors import InputError
 from flowcore.plugin.contracts import Measured
 from flowplat_text.hugging import fast
-from flowplat_text.judge import _example, generative_perplexity
+from flowplat_text.judge import JudgeConfig, _example, generative_perplexity
 from flowplat_text.vocabulary import Vocabulary
 
 
 @pytest.fixture
 def measured(small, tmp_path):
     return Measured(small.data, tmp_path, 0, torch.device("cpu"), small)
+
+
+def measure(samples, measured, judge, **options):
+    return generative_perplexity(JudgeConfig(judge=str(judge), **options), samples, measured)
 
 
 def judge(folder, **changes) -> str:
@@ -32,7 +36,7 @@ def test_to_a_judge_that_knows_nothing_every_token_is_one_of_all(measured, small
     torch.nn.init.zeros_(model.transformer.wte.weight)
     model.save_pretrained(tmp_path / "judge")
     samples = Batch(small.data.val().batch(torch.arange(8), torch.Generator()).x1)
-    figure = generative_perplexity(samples, measured, str(tmp_path / "judge"))["generative_perplexity"]
+    figure = measure(samples, measured, str(tmp_path / "judge"))["generative_perplexity"]
     assert figure.value == pytest.approx(258, rel=1e-5) == figure.floor
     assert figure.better == "neither"
     assert "in float32" in figure.note
@@ -43,7 +47,7 @@ def test_it_is_the_cross_entropy_of_each_text_whatever_stands_beside_it(measured
     folder = judge(tmp_path / "judge")
     x = torch.full((3, 32), 257)  # texts of 6, 32 and no bytes
     x[0, :6], x[1] = torch.arange(97, 103), torch.randint(97, 123, (32,), generator=torch.Generator().manual_seed(1))
-    figure = generative_perplexity(Batch(x), measured, folder, batch_size=2)["generative_perplexity"]
+    figure = measure(Batch(x), measured, folder, batch_size=2)["generative_perplexity"]
     model = GPT2LMHeadModel.from_pretrained(folder).eval()
     with torch.no_grad():
         costs = [model(input_ids=row, labels=row).loss.item() * (row.shape[1] - 1) for row in (x[:1, :6], x[1:2])]
@@ -62,7 +66,7 @@ def test_the_order_of_tokens_matters_to_a_judge_that_has_read(measured, small, t
         optimizer.step()
     model.save_pretrained(tmp_path / "judge")
     samples = Batch(small.data.val().batch(torch.arange(8), torch.Generator()).x1)
-    figure = generative_perplexity(samples, measured, str(tmp_path / "judge"))["generative_perplexity"]
+    figure = measure(samples, measured, str(tmp_path / "judge"))["generative_perplexity"]
     assert figure.value == pytest.approx(figure.floor, rel=0.1)
     assert figure.value < figure.baselines["shuffled"] / 3
 
@@ -72,7 +76,7 @@ def test_what_is_no_judge_is_told_in_one_line(measured, small, tmp_path) -> None
     samples = Batch(torch.zeros(2, 32, dtype=torch.long))
     for folder, line in ((tmp_path / "gone", "is no folder"), (tmp_path / "empty", "holds no causal model")):
         with pytest.raises(InputError, match=line) as told:
-            generative_perplexity(samples, measured, str(folder))
+            measure(samples, measured, str(folder))
         assert "\n" not in str(told.value)
     (tmp_path / "example").mkdir()
-    assert generative_perplexity(samples, measured, **_example(tmp_path / "example"))
+    assert measure(samples, measured, _example(tmp_path / "example")["judge"])

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch.nn import functional as F
 
 from flowcore.data import Batch
@@ -21,14 +21,18 @@ def _absolute(text: str) -> str:
     return str(Path(text).expanduser().absolute())
 
 
-def generative_perplexity(
-    samples: Batch,
-    measured: Measured,
-    judge: Annotated[
-        str, AfterValidator(_absolute), Field(description="a folder with a causal model and its tokenizer")
-    ],
-    batch_size: Annotated[int, Field(ge=1, description="texts the judge reads at once")] = 8,
-) -> Mapping[str, Figure]:
+class JudgeConfig(BaseModel):
+    """Who judges."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    judge: Annotated[str, AfterValidator(_absolute)] = Field(
+        description="a folder with a causal model of transformers and its tokenizer, as save_pretrained writes them"
+    )
+    batch_size: int = Field(8, ge=1, description="texts the judge reads at once")
+
+
+def generative_perplexity(config: JudgeConfig, samples: Batch, measured: Measured) -> Mapping[str, Figure]:
     """exp(nats a token) of the samples under another model, which reads them as text, from left to right.
 
     Neither less nor more of it is better alone: a text that repeats itself is cheap, and so is one drawn at a low
@@ -36,7 +40,7 @@ def generative_perplexity(
     token is free. Floor: as many held-out blocks; shuffled: their tokens in any order. Raises ``InputError`` for a
     folder that holds no such model.
     """
-    data = cast(Texts, measured.data)
+    data, judge = cast(Texts, measured.data), config.judge
     model, tokenizer = _read(judge, measured.device)
     real = held_out(data, len(samples)).numpy()
     drawn = samples.x1.numpy()
@@ -44,7 +48,7 @@ def generative_perplexity(
 
     def told(tokens: np.ndarray) -> float:
         texts = [data.vocabulary.decode(row, special=False) for row in tokens.tolist()]
-        return _perplexity(model, tokenizer, texts, batch_size)
+        return _perplexity(model, tokenizer, texts, config.batch_size)
 
     note = (
         f"of {judge} in {str(model.dtype).removeprefix('torch.')}; of these samples the tokens' entropy is "

@@ -27,8 +27,9 @@ def register_metrics(register: Register) -> None:
     metrics = "flowplat_text.metrics"
     register("bits_per_byte", f"{metrics}:bits_per_byte", summary="what held-out text costs, beside n-grams and zlib")
     register("likeness", f"{metrics}:likeness", summary="how usual, how varied, how repetitive the samples are")
+    judge = "flowplat_text.judge"
     register(
-        "generative_perplexity", "flowplat_text.judge:generative_perplexity",
+        "generative_perplexity", f"{judge}:generative_perplexity", config=f"{judge}:JudgeConfig",
         summary="what another model, in a folder of yours, says of the samples",
     )  # fmt: skip
 
