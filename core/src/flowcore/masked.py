@@ -161,7 +161,7 @@ def bound(
     value at t = 1 is 0, not NaN. The denoising score entropy of the scores that ``concrete_score`` makes of the logits
     is this number, draw by draw: r sum_j c_j - r log(r c) + r (log r - 1) = -r log c for probabilities c.
     Only tokens that are ``free`` are masked and paid for: a sample without any has bound 0. Raises ``ValueError`` when
-    x1 already holds MASK or the logits do not match the tokens.
+    x1 already holds MASK (on a GPU the bound is NaN instead) or the logits do not match the tokens.
     """
     time = _per_sample(t, x1)
     x = path.sample(x1, time, generator, free)
@@ -242,7 +242,8 @@ def chain_rule(
         rows = now.flatten(1).any(1).nonzero().squeeze(1)
         x, mine = torch.where(ahead, path.mask, x1)[rows], now[rows]
         told = None if condition is None else tree_map(lambda c, rows=rows: c[rows], condition)
-        logits = _logits(network, path, x, path.inverse(k / length[rows].double()), told, mine)
+        here = mine.flatten().nonzero().squeeze(1)
+        logits = _logits(network, path, x, path.inverse(k / length[rows].double()), told, here)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total[rows] += F.cross_entropy(logits, x1[rows][mine], reduction="none").double()
     return total
@@ -385,16 +386,29 @@ def generate(
     rounds, times = plan(path, missing, generator)
     u = _uniform(x, generator)
     x = x.clone()
-    calls = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    for number in rounds[missing].unique().tolist():
-        now = missing & (rounds == number)
-        rows = now.flatten(1).any(1).nonzero().squeeze(1)
-        mine = now[rows]
-        t = times[rows].where(mine, 0).flatten(1).amax(1)
+    flat, length = x.view(-1), x[:1].numel()
+    place = missing.flatten().nonzero().squeeze(1)
+    key, order = rounds.flatten()[place].sort(stable=True)
+    place = place[order]
+    when, which = times.flatten()[place], u.flatten()[place]
+    sizes = key.unique_consecutive(return_counts=True)[1].tolist()
+    parts = [
+        part.unique(return_inverse=True) for part in (place.cpu() // length).split(sizes)
+    ]  # known ahead of any call
+    if not parts:
+        return Generated(x, torch.zeros(len(x), dtype=torch.long, device=x.device), times.where(missing, 0))
+    every = torch.cat([rows for rows, _ in parts])
+    calls = torch.bincount(every, minlength=len(x)).to(x.device)
+    every, local = every.to(x.device), torch.cat([inside for _, inside in parts]).to(x.device)
+    local = local * length + place % length
+    counts = [len(rows) for rows, _ in parts]
+    for rows, mine, here, t, chance in zip(
+        every.split(counts), local.split(sizes), place.split(sizes), when.split(sizes), which.split(sizes), strict=True
+    ):
+        time = t.new_zeros(len(rows)).scatter_(0, mine // length, t)
         told = None if condition is None else tree_map(lambda c, rows=rows: c[rows], condition)
-        logits = _logits(network, path, x[rows], t, told, mine)
-        x[now] = categorical(logits if warp is None else warp(logits), u[now])
-        calls[rows] += 1
+        logits = _logits(network, path, x[rows], time, told, mine)
+        flat[here] = categorical(logits if warp is None else warp(logits), chance)
     return Generated(x, calls, times.where(missing, 0))
 
 
@@ -449,20 +463,28 @@ def _nats(
 ) -> Tensor:
     """The cross-entropy of the masked tokens, summed over each sample: (B,), in single precision or better."""
     forbidden = x1 == path.mask
-    if bool((forbidden if free is None else forbidden & free).any()):
+    if free is not None:
+        forbidden = forbidden & free
+    if x1.device.type == "cpu" and bool(forbidden.any()):
         raise ValueError(f"x1 holds the mask token {path.mask}: data may not, except where they are not free")
-    hidden = x != x1
-    logits = _logits(network, path, x, t, condition, hidden)
-    nats = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), x1[hidden], reduction="none")
-    return nats.new_zeros(len(x)).index_add(0, hidden.flatten(1).nonzero()[:, 0], nats)
+    hidden = (x != x1).flatten(1)
+    place = hidden.flatten().nonzero().squeeze(1)
+    logits = _logits(network, path, x, t, condition, place)
+    wide, target = torch.promote_types(logits.dtype, torch.float32), x1.flatten()[place]
+    nats = F.cross_entropy(logits.to(wide), target, reduction="none")
+    nats = nats.new_zeros(len(x)).index_add(0, place // hidden.shape[1], nats)
+    if x1.device.type == "cpu":
+        return nats
+    return nats.masked_fill(forbidden.flatten(1).any(1), math.nan)  # to ask a GPU is to wait for it
 
 
-def _logits(network: Network, path: Masked, x: Tensor, t: Tensor, condition: State | None, where: Tensor) -> Tensor:
-    """What the network says of the tokens ``where``: (n, V), MASK excluded."""
+def _logits(network: Network, path: Masked, x: Tensor, t: Tensor, condition: State | None, place: Tensor) -> Tensor:
+    """What the network says of the tokens ``place``, numbers of a flattened x: (n, V), MASK excluded."""
     logits = network(x, t.to(torch.get_default_dtype()), condition)
     if logits.shape[:-1] != x.shape:
         raise ValueError(f"the network returned {tuple(logits.shape)} for tokens of {tuple(x.shape)}, not one V more")
-    return without_mask(logits[where], path.mask)
+    picked = logits.flatten(0, -2).index_select(0, place)  # logits[mask] is slow to differentiate
+    return without_mask(picked, path.mask)
 
 
 def without_mask(logits: Tensor, mask: int) -> Tensor:
