@@ -32,7 +32,7 @@ from flowplat_text.data import Builtin, BuiltinConfig
 from flowplat_text.networks import RaddOptions, radd
 
 CPU = torch.device("cpu")
-BATCH, RATE, WARM, DRAWS = 16, 2e-3, 50, 8
+BATCH, RATE, WARM, DRAWS = 16, 1e-3, 50, 8
 Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]
 
 

@@ -1,12 +1,12 @@
 """RADD of 25 M parameters on 27 letters of WikiText-2, on one GPU, within some minutes: quality and speed.
 
-    python plugins/text/benchmarks/chars27.py --data DIR --out text-gpu.json [--minutes 8] [--dropout 0.2]
+    python plugins/text/benchmarks/chars27.py --data DIR --out text-gpu.json [--minutes 9] [--dropout 0.2]
 
 DIR holds wt2_27char_{train,valid,test}.txt.gz: a-z and space, 1.0, 0.6 and 0.6 million letters. --tiny is for a look on
-a CPU whether it works. The network is size base (width 512, 8 blocks, 8 heads) on blocks of 1,024 letters, trained by
-the platform's loop (flowcore.training) in bf16, compiled; the averaged weights of the lowest validation loss are
-measured. In turn: Witten-Bell n-grams; RADD trained, its bound on the test text; samples drawn with and without skipped
-evaluations, by wall clock; a network from left to right of the same size, in at most the same time. The figures are
+a CPU whether it works. The network is size base (width 512, 8 blocks, 8 heads) on blocks of 256 letters, trained by the
+platform's loop (flowcore.training) in bf16, compiled; the averaged weights of the lowest validation loss are measured.
+In turn: Witten-Bell n-grams; RADD trained, its bound on the test text; texts of L = 1,024 drawn with and without what
+they can skip, by wall clock; a network from left to right of the same size, in at most the same time. The figures are
 written after each.
 """
 
@@ -39,7 +39,7 @@ from flowplat_text.data import Files, FilesConfig
 from flowplat_text.likelihood import nats
 from flowplat_text.networks import RaddOptions, radd
 
-LOOK, HELD = 40, 256  # steps that say how fast it is; held-out blocks of a validation
+LOOK = 40  # steps that say how fast it is
 JUDGE = 4  # the order of the n-gram that samples are told to
 Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]
 
@@ -82,7 +82,9 @@ def trained(bench: Bench, loss: Loss, causal: bool, seconds: float, name: str) -
     for block in network.blocks:
         block.causal = causal  # type: ignore[assignment]
     begun, clock, rows, best = time.perf_counter(), 0.0, [], {"loss": math.inf, "step": 0}
-    held = bench.data.val().batch(torch.linspace(0, len(bench.data.val()) - 1, HELD).round().long(), torch.Generator())
+    held = bench.data.val().batch(
+        torch.linspace(0, len(bench.data.val()) - 1, given.held).round().long(), torch.Generator()
+    )
     kept: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -123,7 +125,7 @@ def trained(bench: Bench, loss: Loss, causal: bool, seconds: float, name: str) -
         validate(state.ema.module)
         held_seconds = time.perf_counter() - held_clock
         often = max(given.validate_every, LOOK * round(10 * held_seconds / each / LOOK))  # a tenth of the time
-        steps = int((seconds - (time.perf_counter() - begun)) * 0.97 / (each + held_seconds / often))
+        steps = max(0, int((seconds - (time.perf_counter() - begun)) * 0.97 / (each + held_seconds / often)))
         run(
             TrainSettings(
                 steps=LOOK + steps, schedule="linear", validate_every=often, patience=given.patience, **common
@@ -207,7 +209,7 @@ def every_step(network: masked.Network, path: masked.Masked, x: Tensor, steps: i
 def sampling(bench: Bench, network: nn.Module) -> None:
     """Wall clock of texts drawn in n = L, 2 L, 4 L steps, with the evaluations that change nothing and without."""
     given, device = bench.given, bench.engine.device
-    length, cuda = bench.data.config.length, device.type == "cuda"
+    length, cuda = given.sample_length, device.type == "cuda"
     path = masked.linear(bench.data.vocabulary.mask)
     called: Any = torch.compile(network) if cuda and not given.no_compile else network
 
@@ -269,18 +271,20 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--train-share", type=float, default=0.42, help="of the minutes, for RADD's training")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--train-share", type=float, default=0.6, help="of the minutes, for RADD's training")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--length", type=int, default=256, help="of a block in training")
+    parser.add_argument("--sample-length", type=int, default=1024, help="L of the texts that are drawn")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--warmup", type=int, default=200)
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--validate-every", type=int, default=100)
-    parser.add_argument("--patience", type=int, default=8, help="validations without improvement that end training")
+    parser.add_argument("--validate-every", type=int, default=200)
+    parser.add_argument("--held", type=int, default=1024, help="held-out blocks of a validation")
+    parser.add_argument("--patience", type=int, default=10, help="validations without improvement that end training")
     parser.add_argument("--draws", type=int, default=16, help="of each test block, of each bound")
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 32], help="texts that are drawn at once")
     parser.add_argument("--uncached-seconds", type=float, default=40, help="after which its steps are scaled")
@@ -289,7 +293,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="a look on a CPU whether it works")
     given = parser.parse_args()
     if given.tiny:
-        vars(given).update(minutes=3, train_share=0.1, length=64, batch=8, warmup=20, validate_every=20, draws=2)
+        vars(given).update(
+            minutes=3,
+            train_share=0.1,
+            held=64,
+            length=64,
+            sample_length=64,
+            batch=8,
+            warmup=20,
+            validate_every=20,
+            draws=2,
+        )
         vars(given).update(samples=[1, 4], no_compile=True)
     return given
 
