@@ -1,5 +1,6 @@
 """What the data sets hold: every token once, held out what should be, the same on every machine and after a restart."""
 
+import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -153,6 +154,16 @@ def test_the_rows_of_a_step_are_shared_out_and_a_run_goes_on_where_it_was() -> N
     assert all(map(torch.equal, whole, seen(0, 6, Share(0, 1), workers=2)))
     assert all(places(x) == places(torch.cat(both)) for x, *both in zip(whole, *ranks, strict=True))
     assert places(torch.cat(whole[:3])) == places(torch.cat(whole[3:])) == list(range(blocks))  # two epochs
+
+
+def test_a_path_is_one_or_several_and_a_dash_is_the_standard_input(tmp_path) -> None:
+    for given, read in (("a", [str(tmp_path / "a")]), ([str(tmp_path / "a"), "/b"], [str(tmp_path / "a"), "/b"]),
+                        ("-", ["-"]), ([None], ["-"])):  # fmt: skip
+        with contextlib.chdir(tmp_path):
+            assert FilesConfig(path=given).path == read
+            assert FilesConfig(path="/x", validation=given).validation == read
+    with pytest.raises(ValueError, match="valid list"):
+        FilesConfig(path=3)
 
 
 def test_too_little_text_and_a_wish_are_refused(write) -> None:

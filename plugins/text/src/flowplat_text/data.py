@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from filelock import FileLock
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from flowcore import files
 from flowcore.data import Batch
@@ -37,6 +37,8 @@ def _tokenizer(text: str) -> str:
 
 
 def _listed(value: Any) -> Any:
+    if value == [None]:  # what YAML makes of a lone "-"
+        return [reading.STDIN]
     return [value] if isinstance(value, str) else value
 
 
@@ -74,10 +76,10 @@ class BuiltinConfig(TextConfig):
 class FilesConfig(TextConfig):
     """A user's files."""
 
-    path: Annotated[list[Place] | Place, AfterValidator(_listed)] = Field(
+    path: Annotated[list[Place], BeforeValidator(_listed)] = Field(
         description="files, folders or patterns of .txt, .md, .jsonl, .csv, .parquet, packed or not; - is stdin"
     )
-    validation: Annotated[list[Place] | Place | None, AfterValidator(_listed)] = Field(
+    validation: Annotated[list[Place] | None, BeforeValidator(_listed)] = Field(
         None, description="held-out files, in place of a share of the others"
     )
     field: str = Field("text", description="the column or key of the texts in a table")

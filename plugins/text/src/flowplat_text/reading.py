@@ -90,7 +90,7 @@ def rows(path: str, field: str) -> Iterator[dict[str, Any]]:
             empty = False
             yield row
     if empty:
-        raise InputError(f"{path} is empty; there is no text in it")
+        raise InputError(f"{'the standard input' if path == STDIN else path} is empty; there is no text in it")
 
 
 def _open(path: str) -> BinaryIO:

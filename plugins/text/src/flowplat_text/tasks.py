@@ -57,7 +57,9 @@ def fill(
     against: Annotated[
         str, Field(description="files of texts it is to be unlike; empty for those the model learned from")
     ] = "",
-    weight: Annotated[float, Field(description="how much that counts, for towards; 1 is Bayes' rule")] = 1.0,
+    weight: Annotated[
+        float, Field(allow_inf_nan=False, description="how much that counts, for towards; 1 is Bayes' rule")
+    ] = 1.0,
     field: Key = "text",
     seed: Seed = 0,
 ) -> Any:
@@ -210,7 +212,9 @@ def _known(trained: Trained) -> tuple[Vocabulary, int]:
 
 def _refuse_ending(out: Path | None, *known: str) -> None:
     if out is not None and out.suffix.lower() not in ("", *known):
-        raise UsageError(f"{out}: its ending is none of {', '.join(known)}; without one it is a folder that holds each")
+        raise UsageError(
+            f"{out.name}: its ending is none of {', '.join(known)}; without one it is a folder that holds each"
+        )
 
 
 def _brought(inputs: Sequence[Any], field: str) -> Iterator[tuple[str, str]]:
