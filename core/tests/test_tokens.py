@@ -178,6 +178,37 @@ def test_a_network_that_says_nothing_is_named(method):
         unmask(network, linear(MASK), torch.full((2, L), MASK), 2, seeded(), method=method)
 
 
+@pytest.mark.parametrize("method", ["tweedie", "confidence"])
+def test_a_compiled_network_is_compiled_for_all_counts_of_rows_at_once(method):
+    """And for one row, which is a case of its own to torch; not for each count that a round may have."""
+    import torch._dynamo
+
+    programs, seen = [], set()
+
+    def backend(graph, examples):
+        programs.append(graph)
+        return graph.forward
+
+    class Told(torch.nn.Module):
+        def forward(self, x, t, condition):
+            return torch.nn.functional.one_hot(x, V + 1)[..., :V] + condition[:, None, None] + t[:, None, None]
+
+    network = Told()
+    torch._dynamo.reset()
+    network.compile(backend=backend, dynamic=False)
+
+    def counted(x, t, condition):
+        seen.add(len(x))
+        return network(x, t, condition)
+
+    for size in (12, 9):
+        x = torch.full((size, L), MASK)
+        x[: size // 2, :2] = 0
+        unmask(counted, linear(MASK), x, 6, seeded(), torch.zeros(size), method=method)
+    assert len(seen) > 3 or method == "confidence"
+    assert len(programs) <= 2
+
+
 # guidance
 
 

@@ -10,6 +10,7 @@ Sources: Gat et al. 2024 (arXiv 2407.15595), Campbell et al. 2024 (arXiv 2402.04
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowcore.paths import Scalar
-from flowcore.state import State, expand, tree_map
+from flowcore.state import State, expand, leaves, tree_map
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]
 Warp = Callable[[Tensor], Tensor]
@@ -407,7 +408,7 @@ def generate(
     ):
         time = t.new_zeros(len(rows)).scatter_(0, mine // length, t)
         told = None if condition is None else tree_map(lambda c, rows=rows: c[rows], condition)
-        logits = _logits(network, path, x[rows], time, told, mine)
+        logits = _logits(network, path, *any_number(x[rows], time, told), mine)
         flat[here] = categorical(logits if warp is None else warp(logits), chance)
     return Generated(x, calls, times.where(missing, 0))
 
@@ -485,6 +486,16 @@ def _logits(network: Network, path: Masked, x: Tensor, t: Tensor, condition: Sta
         raise ValueError(f"the network returned {tuple(logits.shape)} for tokens of {tuple(x.shape)}, not one V more")
     picked = logits.flatten(0, -2).index_select(0, place)  # logits[mask] is slow to differentiate
     return without_mask(picked, path.mask)
+
+
+def any_number(x: Tensor, t: Tensor, condition: State | None) -> tuple[Tensor, Tensor, State | None]:
+    """What a network is called with, marked for torch.compile, where that is in use: one program for all counts of rows
+    instead of one each."""
+    t = t.to(torch.get_default_dtype())
+    if dynamo := sys.modules.get("torch._dynamo"):
+        for leaf in (x, t, *(() if condition is None else leaves(condition))):
+            dynamo.maybe_mark_dynamic(leaf, 0)
+    return x, t, condition
 
 
 def without_mask(logits: Tensor, mask: int) -> Tensor:

@@ -162,7 +162,7 @@ def confident(
             share = 1 - flat[rows].sum(1) / total[rows]
             t = path.inverse(share.double())
             known = None if condition is None else tree_map(lambda c, rows=rows: c[rows], condition)
-            logits = network(x[rows], t.to(torch.get_default_dtype()), known)[mine]
+            logits = network(*paths.any_number(x[rows], t, known))[mine]
             logits = paths.without_mask(logits, path.mask)
             u = torch.rand(len(logits), generator=generator, dtype=torch.float64, device=x.device)
             token = paths.categorical(logits if warp is None else warp(logits), u)
