@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -64,7 +65,8 @@ def test_bits_per_byte_is_far_below_n_grams_for_a_text_known_by_heart(measured, 
     assert 0 < bits.value < 1.5
     assert list(bits.baselines) == [*(f"witten_bell_{order}" for order in range(7)), "zlib"]
     assert bits.value < bits.baselines["witten_bell_1"]
-    assert "standard error" in bits.note
+    errors = [float(re.search(r"standard error ([\d.]+)", figure.note)[1]) for figure in (bits, perplexity)]
+    assert errors[1] == pytest.approx(perplexity.value * errors[0] * math.log(2), rel=0.05)
     assert perplexity.value == pytest.approx(2**bits.value, rel=0.05)  # a token is a byte
     assert perplexity.value < perplexity.baselines["unigram"] < perplexity.baselines["uniform"] == 257
     exact = bits_per_byte(drawn, measured, bound="forward")["bits_per_byte"]

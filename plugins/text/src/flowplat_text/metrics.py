@@ -56,11 +56,12 @@ def _bits_per_byte(measured: Measured, bound: Bound, draws: int, blocks: int) ->
     scale = 1 / math.log(2) / max(1, len(text))
     error = told.variance.sum().sqrt().item()
     exact = bound in ("forward", "backward")
-    what = (
-        f"in {bound} order, exact"
-        if exact
-        else f"{bound} bound, {draws} draws a block, standard error {error * scale:.4f}"
-    )
+    what = f"in {bound} order, exact" if exact else f"{bound} bound, {draws} draws a block"
+    perplexity = math.exp(min(700, told.nats.sum().item() / x.numel()))
+
+    def within(spread: float) -> str:
+        return "" if exact else f", standard error {spread:.4f}"
+
     where = f"{len(x)} held-out blocks of {x.shape[1]} tokens, {len(text)} bytes"
     costs = ngrams.bits(text, _fitted(measured))
     baselines = {f"witten_bell_{order}": cost for order, cost in enumerate(costs)}
@@ -72,15 +73,15 @@ def _bits_per_byte(measured: Measured, bound: Bound, draws: int, blocks: int) ->
             told.nats.sum().item() * scale,
             baselines=baselines,
             unit="bits",
-            note=f"{what}; {where}; {_counted(measured)}",
+            note=f"{what}{within(error * scale)}; {where}; {_counted(measured)}",
         ),
         "perplexity": Figure(
-            math.exp(min(700, told.nats.sum().item() / x.numel())),
+            perplexity,
             baselines={
                 "unigram": float(np.exp(-np.log(unigram[x.numpy()]).mean())),
                 "uniform": data.vocabulary.size - 1,
             },
-            note=f"exp(nats a token), {what}; {where}",
+            note=f"exp(nats a token), {what}{within(perplexity * error / x.numel())}; {where}",
         ),
     }
 
@@ -112,7 +113,7 @@ def likeness(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
             entropy(drawn), better="neither", floor=entropy(real), unit="nats", note=f"of the tokens' shares; {note}"
         ),
         "repetition": Figure(
-            repeated(drawn), floor=repeated(real), baselines={"shuffled": repeated(mixed)},
+            repeated(drawn), better="neither", floor=repeated(real), baselines={"shuffled": repeated(mixed)},
             note=f"share of {WINDOW} tokens in a row that come elsewhere too; {note}",
         ),
     }  # fmt: skip
