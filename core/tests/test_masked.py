@@ -732,6 +732,18 @@ def test_a_warp_sees_the_logits_of_the_tokens_to_draw_and_no_others() -> None:
     assert torch.equal(x[:, :2], LOGITS[-1, :2].argmax(1).expand(10, 2))
 
 
+def test_tokens_in_any_order_of_memory_are_drawn_and_none_where_none_is_missing() -> None:
+    x = blank(3, 5).T
+    x[2] = 1
+    assert not x.is_contiguous()
+    drawn = generate(EXACTLY, linear(MASK), x, ordered(), seeded())
+    assert torch.equal(drawn.x, generate(EXACTLY, linear(MASK), x.contiguous(), ordered(), seeded()).x)
+    assert drawn.calls.tolist() == [3, 3, 0, 3, 3]
+    again = generate(EXACTLY, linear(MASK), drawn.x, ordered(), seeded())
+    assert torch.equal(again.x, drawn.x)
+    assert again.calls.tolist() == [0] * 5
+
+
 def test_generating_uses_its_generator_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -386,16 +386,14 @@ def generate(
     missing = x == path.mask if free is None else (x == path.mask) & free
     rounds, times = plan(path, missing, generator)
     u = _uniform(x, generator)
-    x = x.clone()
+    x = x.clone(memory_format=torch.contiguous_format)
     flat, length = x.view(-1), x[:1].numel()
     place = missing.flatten().nonzero().squeeze(1)
     key, order = rounds.flatten()[place].sort(stable=True)
     place = place[order]
     when, which = times.flatten()[place], u.flatten()[place]
     sizes = key.unique_consecutive(return_counts=True)[1].tolist()
-    parts = [
-        part.unique(return_inverse=True) for part in (place.cpu() // length).split(sizes)
-    ]  # known ahead of any call
+    parts = [part.unique(return_inverse=True) for part in (place.cpu() // length).split(sizes)]
     if not parts:
         return Generated(x, torch.zeros(len(x), dtype=torch.long, device=x.device), times.where(missing, 0))
     every = torch.cat([rows for rows, _ in parts])

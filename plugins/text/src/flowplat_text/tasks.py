@@ -20,10 +20,10 @@ from flowcore.plugin.contracts import Leaf, Trained
 from flowcore.seeds import generator
 from flowcore.tokens import Block, Direction, Method, Temperature, TopP, masked_path, unmask
 from flowplat_text import reading
+from flowplat_text.classifier import reward_of
 from flowplat_text.data import Texts
 from flowplat_text.detokenize import Corpus, detokenized
 from flowplat_text.likelihood import Bound, nats
-from flowplat_text.likeness import reward_of
 from flowplat_text.metrics import LIMIT
 from flowplat_text.templates import Template, around, onward, placed, template
 from flowplat_text.vocabulary import Vocabulary
@@ -68,7 +68,7 @@ def fill(
     ``[MASK]`` is one missing token, ``[MASK:12]`` are twelve. A template is a text file, each row of a .jsonl, .csv or
     .parquet, or the option; from Python also a plain string. A ``prefix`` is written on past the context where
     ``block`` says by how many tokens at once: each block sees as much before it as the context holds. ``towards``
-    guides by a classifier of pairs of tokens, see ``flowplat_text.likeness``. By its ending ``out`` is .jsonl
+    guides by a classifier of pairs of tokens, see ``flowplat_text.classifier``. By its ending ``out`` is .jsonl
     (``text``, ``tokens``, ``times`` at which each was asked for, ``nfe``), .csv or .txt, without one a folder with all
     three; from Python it returns the rows. Raises ``InputError`` naming a template without a blank, or longer than the
     context.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowcore.errors import InputError, UsageError
-from flowplat_text.likeness import PRIOR, reward_of
+from flowplat_text.classifier import PRIOR, reward_of
 from flowplat_text.tasks import fill
 from flowplat_text.vocabulary import Vocabulary
 
