@@ -1,0 +1,1 @@
+"""Molecules: property-guided three-dimensional molecules, PropMolFlow."""
