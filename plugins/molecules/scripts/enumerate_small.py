@@ -4,9 +4,9 @@
 
 A molecule grows by an atom, bonded once, twice or three times to one with hydrogens to spare, and closes rings; what is
 left after the rules gets groups with formal charges (nitro, azide, isocyanide, nitrile oxide, amine oxide). Geometry is
-the lowest in MMFF94 of some by ETKDG version 3, seed 1; properties are GFN2-xTB's at it, the polarisability D4's. Dropped
-are those without MMFF parameters, without convergence, with a gap below 0.05 Ha, or whose geometry is not that of their
-graph. Both random seeds and the order are fixed, so a second run writes the same file.
+the lowest in MMFF94 of some by ETKDG version 3, seed 1; properties are GFN2-xTB's at it, the polarisability D4's.
+Dropped are those without MMFF parameters, without convergence, with a gap below 0.05 Ha, or whose geometry is not that
+of their graph. Both random seeds and the order are fixed, so a second run writes the same file.
 """
 
 import sys
@@ -25,11 +25,12 @@ OUT = Path(__file__).parents[1] / "src" / "flowplat_molecules" / "small.npz"
 VALENCE = {"C": 4, "N": 3, "O": 2, "F": 1}
 ORDERS = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
 FORBIDDEN = [
-    "[O,F]~[O,F]", "oo", "[nH][nH]", "[nH]o", "[N,O]F", "[#7,#8;A]~[#7,#8;A]~[#7,#8;A]", "n(:n:n:n)-[!#6]", "[nH]1[nH]*1", "[o,n;r3]", "[#7,#8;r3]@[#7,#8;r3]",
-    "[#6;A]=[#6;A]=[#6;A]", "*=[CX2]=[!O]", "[!N;!O]=[CX2]=O", "[NX2;!a]=[NX2;!a]-[!#6]", "[NX2](=O)[!#6]",
-    "[CX4]([OX2H])[OX2H,F]", "[CX4]([NX3])([NX3])[#7,#8]", "[CX4]([#8])([#8])[#7,#8]", "[CX4](F)[NX3,OX2H]", "[CX4](F)(F)[#7,#8]",
-    "[CX2]#[CX2][#7,#8,F]", "[CX3](=O)(F)[#7]", "[OX2H]C(=O)[OX2,F]", "[NX3]C(=O)[OX2H]", "[OX2H]C=[#7]",
-    "[OX2H]C=C[OX2H]", "[OX2H]C(=C)[#7,#8,F]", "[NX3]C(=C)[#7,#8,F]", "[r3]=[r3]", "[r4]#*", "[r3]#*", "[r5]#*", "[R2]=*", "[r3;R1]=*",
+    "[O,F]~[O,F]", "oo", "[nH][nH]", "[nH]o", "[N,O]F", "[#7,#8;A]~[#7,#8;A]~[#7,#8;A]", "n(:n:n:n)-[!#6]",
+    "[nH]1[nH]*1", "[o,n;r3]", "[#7,#8;r3]@[#7,#8;r3]", "[#6;A]=[#6;A]=[#6;A]", "*=[CX2]=[!O]", "[!N;!O]=[CX2]=O",
+    "[NX2;!a]=[NX2;!a]-[!#6]", "[NX2](=O)[!#6]", "[CX4]([OX2H])[OX2H,F]", "[CX4]([NX3])([NX3])[#7,#8]",
+    "[CX4]([#8])([#8])[#7,#8]", "[CX4](F)[NX3,OX2H]", "[CX4](F)(F)[#7,#8]", "[CX2]#[CX2][#7,#8,F]",
+    "[CX3](=O)(F)[#7]", "[OX2H]C(=O)[OX2,F]", "[NX3]C(=O)[OX2H]", "[OX2H]C=[#7]", "[OX2H]C=C[OX2H]",
+    "[OX2H]C(=C)[#7,#8,F]", "[NX3]C(=C)[#7,#8,F]", "[r3]=[r3]", "[r4]#*", "[r3]#*", "[r5]#*", "[R2]=*", "[r3;R1]=*",
     "[r4]=[r4]-,=[r4]=[r4]", "*=[N;r3]", "[r3;R3]", "[r5;A]=[r5]=*", "[r3;R2]@[r3;R2]@[r3;R2]",
 ]  # fmt: skip
 PATTERNS = [Chem.MolFromSmarts(pattern) for pattern in FORBIDDEN]

@@ -1,5 +1,5 @@
-"""The molecules that come with the package: 1,416 of C, H, N, O, F with up to five heavy atoms, at the lowest of some MMFF94
-conformers, with properties by GFN2-xTB at that geometry. ``scripts/enumerate_small.py`` made them."""
+"""The molecules that come with the package: 1,416 of C, H, N, O, F with up to five heavy atoms, at the lowest of some
+MMFF94 conformers, with properties by GFN2-xTB at that geometry. ``scripts/enumerate_small.py`` made them."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property

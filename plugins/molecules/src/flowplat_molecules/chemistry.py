@@ -33,7 +33,7 @@ VALENCES: Mapping[str, tuple[int, ...]] = {
 }  # fmt: skip
 
 
-class Unfit(ValueError):
+class UnfitError(ValueError):
     """A molecule that no tensors stand for; the message says why, as in "its charge 4 is none of -2 to 3"."""
 
 
@@ -43,11 +43,11 @@ def symbols(molecule: Chem.Mol) -> set[str]:
 
 
 def tensors(molecule: Chem.Mol, vocabulary: Vocabulary, conformer: int = -1) -> State:
-    """A sanitised molecule with hydrogens as ``positions`` (N, 3), centred, ``atoms`` (N,), ``charges`` (N,) and ``bonds``
-    (N (N - 1) / 2,), in its own order of atoms. Raises ``Unfit``."""
+    """A sanitised molecule with hydrogens as ``positions`` (N, 3), centred, ``atoms`` (N,), ``charges`` (N,) and
+    ``bonds`` (N (N - 1) / 2,), in its own order of atoms. Raises ``UnfitError``."""
     count = molecule.GetNumAtoms()
     if count < 2:
-        raise Unfit(f"it has {count} atoms, and a pair is the least")
+        raise UnfitError(f"it has {count} atoms, and a pair is the least")
     if not vocabulary.aromatic:
         molecule = Chem.Mol(molecule)
         Chem.Kekulize(molecule, clearAromaticFlags=True)
@@ -56,21 +56,23 @@ def tensors(molecule: Chem.Mol, vocabulary: Vocabulary, conformer: int = -1) -> 
     for atom in molecule.GetAtoms():
         symbol, q = atom.GetSymbol(), atom.GetFormalCharge()
         if symbol not in element:
-            raise Unfit(f"its element {symbol} is none of {', '.join(vocabulary.elements)}")
+            raise UnfitError(f"its element {symbol} is none of {', '.join(vocabulary.elements)}")
         if q not in charge:
-            raise Unfit(f"its formal charge {q} is none of {vocabulary.charges[0]} to {vocabulary.charges[-1]}")
+            raise UnfitError(f"its formal charge {q} is none of {vocabulary.charges[0]} to {vocabulary.charges[-1]}")
         atoms.append(element[symbol])
         charges.append(charge[q])
     full = np.zeros((count, count), np.int64)
     for one in molecule.GetBonds():
         kind = NAMES.get(one.GetBondType())
         if kind not in bond:
-            raise Unfit(f"its bond of type {str(one.GetBondType()).lower()} is none of {', '.join(vocabulary.bonds)}")
+            raise UnfitError(
+                f"its bond of type {str(one.GetBondType()).lower()} is none of {', '.join(vocabulary.bonds)}"
+            )
         i, j = sorted((one.GetBeginAtomIdx(), one.GetEndAtomIdx()))
         full[i, j] = bond[kind]
     positions = molecule.GetConformer(conformer).GetPositions()
     if not np.isfinite(positions).all():
-        raise Unfit("its coordinates are not finite")
+        raise UnfitError("its coordinates are not finite")
     return {
         "positions": torch.from_numpy((positions - positions.mean(0)).astype(np.float32)),
         "atoms": torch.tensor(atoms),
@@ -141,7 +143,8 @@ def sanitised(raw: Chem.Mol) -> Chem.Mol | None:
 
 
 def smiles_of(molecule: Chem.Mol) -> str:
-    """The canonical SMILES of the graph, without hydrogens and without stereo, which tells what is the same molecule."""
+    """The canonical SMILES of the graph, without hydrogens and without stereo, which tells what is the same
+    molecule."""
     with rdBase.BlockLogs():
         plain = Chem.RemoveHs(molecule, sanitize=False)
         if Chem.SanitizeMol(plain, catchErrors=True) != Chem.SanitizeFlags.SANITIZE_NONE:
@@ -153,10 +156,10 @@ def smiles_of(molecule: Chem.Mol) -> str:
 class Verdict:
     """What is true of one molecule as its tensors say it.
 
-    ``valid``: RDKit sanitises it whole. ``valid_largest``: its largest fragment. ``fragments``: pieces not bonded to each
-    other. ``atoms`` and ``stable_atoms``: how many there are, and how many have the valence of their element and charge.
-    ``charge``: net. ``closed_shell``: an even number of electrons, the net charge taken off. ``smiles`` is canonical,
-    empty where the molecule is not valid.
+    ``valid``: RDKit sanitises it whole. ``valid_largest``: its largest fragment. ``fragments``: pieces not bonded to
+    each other. ``atoms`` and ``stable_atoms``: how many there are, and how many have the valence of their element and
+    charge. ``charge``: net. ``closed_shell``: an even number of electrons, the net charge taken off. ``smiles`` is
+    canonical, empty where the molecule is not valid.
     """
 
     valid: bool
@@ -178,8 +181,8 @@ class Verdict:
 def judged(raw: Chem.Mol, masked: bool = False) -> Verdict:
     """See ``Verdict``. ``masked`` says that a label of it was left masked, which the molecule cannot show.
 
-    Valences are those of the Kekule form where there is one: a pyrrole's nitrogen has three bonds there and one too many
-    by halves. Aromatic bonds that make no ring count one and a half.
+    Valences are those of the Kekule form where there is one: a pyrrole's nitrogen has three bonds there and one too
+    many by halves. Aromatic bonds that make no ring count one and a half.
     """
     whole = sanitised(raw)
     fragments = list(Chem.GetMolFrags(raw)) or [()]

@@ -59,8 +59,8 @@ class Known:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Molecules laid end to end as in ``graphs``, their ``sizes`` (M,), property ``values`` (M, K) with NaN where unknown,
-    canonical ``smiles`` and the ``names`` they had."""
+    """Molecules laid end to end as in ``graphs``, their ``sizes`` (M,), property ``values`` (M, K) with NaN where
+    unknown, canonical ``smiles`` and the ``names`` they had."""
 
     x1: State
     sizes: Tensor
@@ -199,7 +199,8 @@ class Collection:
         return digest.hexdigest()
 
     def condition(self, count: int, wanted: str | None) -> Tensor | None:
-        """(count, K) properties in their own units: as ``wanted`` says (see ``asked``), or those of training molecules."""
+        """(count, K) properties in their own units: as ``wanted`` says (see ``asked``), or those of training
+        molecules."""
         known = self.outline
         if wanted is not None:
             return asked.conditions(wanted, known.properties, count)

@@ -1,4 +1,5 @@
-"""Molecules in files: SDF with fields and a CSV beside it, a row for each molecule, both in the order of the samples."""
+"""Molecules in files: SDF with fields and a CSV beside it, a row for each molecule, both in the order of the
+samples."""
 
 import csv
 import gzip
@@ -23,8 +24,8 @@ Row = dict[str, Any]
 
 
 def entries(path: Path) -> Iterator[Chem.Mol | None]:
-    """The molecules of an SDF file, packed by gzip or not, V2000 or V3000, as they are there, unsanitised and with their
-    hydrogens; None for one that cannot be read. Raises ``InputError`` where the file cannot."""
+    """The molecules of an SDF file, packed by gzip or not, V2000 or V3000, as they are there, unsanitised and with
+    their hydrogens; None for one that cannot be read. Raises ``InputError`` where the file cannot."""
     if not path.exists():
         raise InputError(f"{path} does not exist; name an SDF file")
     try:

@@ -17,8 +17,8 @@ UNITS = {"mu": "D", "alpha": "bohr^3", "homo": "Ha", "lumo": "Ha", "gap": "Ha"}
 def properties(numbers: Sequence[int], positions: np.ndarray, charge: int = 0) -> Mapping[str, float]:
     """Dipole moment mu (Debye), static polarisability alpha (bohr^3), homo, lumo and gap (Hartree).
 
-    ``numbers`` are the N atomic numbers, ``positions`` (N, 3) in Angstrom. The molecule is a closed shell; every value is
-    NaN where the number of electrons is odd or the self-consistent field does not converge. Raises
+    ``numbers`` are the N atomic numbers, ``positions`` (N, 3) in Angstrom. The molecule is a closed shell; every value
+    is NaN where the number of electrons is odd or the self-consistent field does not converge. Raises
     ``MissingPackageError`` without tblite or dftd4.
     """
     try:
