@@ -522,7 +522,7 @@ def test_exact_likelihood(shape):
 
 def test_the_likelihood_of_ragged_dicts():
     def work(x, index):
-        field = Field(lambda x, t, c: tree_map(torch.sin, x), paths.linear(), index={"a": index}, samples=4)
+        field = Field(lambda x, t, c, index: tree_map(torch.sin, x), paths.linear(), index={"a": index}, samples=4)
         return log_likelihood(field, x, 5)
 
     alike(work, {"a": normal(8, 2), "b": normal(4, 3)}, INDEX, rtol=1e-7, atol=1e-7)

@@ -96,8 +96,9 @@ def test_in_a_ragged_batch_the_network_sees_a_time_a_sample_and_rows_are_convert
     path, index = paths.cosine(), torch.tensor([0, 2, 2, 1, 0])
     x0, x1, seen = normal((5, 3), 1), normal((5, 3), 2), []
 
-    def network(x, t, condition):
+    def network(x, t, condition, told):
         seen.append(t)
+        assert told is index
         return path.target("velocity", x0, x1, t, index)
 
     field = Field(network, path, index=index, samples=3)

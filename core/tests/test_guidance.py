@@ -296,7 +296,7 @@ def test_ragged_batches_are_evaluated_twice():
     exact = Classes(path, torch.tensor([[-1.0], [2.0], [0.0]], dtype=F64), torch.ones(3, dtype=F64))
     times = []
 
-    def network(x, t, condition):
+    def network(x, t, condition, index):
         times.append(t.shape)
         return exact(x, t[index], condition[index])
 

@@ -432,7 +432,7 @@ def test_what_cannot_be_computed_is_refused():
         random_plane(torch.zeros(3, 1), draws())
     with pytest.raises(ValueError, match="one half of the samples"):
         gauge_share(lambda x, t: x, torch.ones(1, 2), 0.5, draws())
-    ragged = Field(lambda x, t, c: x, linear(), index=torch.tensor([0, 0, 1]), samples=2)
+    ragged = Field(lambda x, t, c, index: x, linear(), index=torch.tensor([0, 0, 1]), samples=2)
     for reading in (ragged, ragged.x1):
         with pytest.raises(ValueError, match="ragged"):
             jacobian(reading, torch.zeros(3, 2), 0.5)

@@ -176,7 +176,7 @@ def test_ragged_batch():
     index = torch.tensor([1, 0, 1, 1, 0, 3])  # samples 2 and 4 are empty
     a, b, d = 0.7, -0.4, 2
 
-    def network(x, t, condition):
+    def network(x, t, condition, index):
         count = torch.bincount(index, minlength=5).clamp(min=1)[:, None]
         mean = x.new_zeros(5, d).index_add(0, index, x) / count
         return a * x + b * mean[index]
@@ -190,7 +190,7 @@ def test_ragged_batch():
     torch.testing.assert_close(exact_divergence(uncounted, x, torch.tensor(0.5))[1], expected[:4])
     probe = rademacher(x, generator(0))
     _, estimate = estimated_divergence(field, x, torch.tensor(0.5), probe)
-    per_row = (probe * network(probe, 0, None)).sum(1)
+    per_row = (probe * network(probe, 0, None, index)).sum(1)
     torch.testing.assert_close(estimate, torch.zeros(5, dtype=F64).index_add(0, index, per_row))
     # each sample alone is the same density: an empty one has log p = 0
     found = log_likelihood(field, x, 20, "rk4").log_p

@@ -233,7 +233,7 @@ def test_the_rows_of_a_ragged_batch_are_at_the_time_of_their_sample():
     path, pairs = paths.vp(), pairs_of((10, 3))
     target = path.target("velocity", pairs.x0, pairs.x1, RAGGED_T[INDEX])
     seen = []
-    field = Field(lambda x, t, c: seen.append((x, t)) or target, path, index=INDEX, samples=3)
+    field = Field(lambda x, t, c, index: seen.append((x, t)) or target, path, index=INDEX, samples=3)
     assert matching_loss(field, pairs, RAGGED_T, index=INDEX).abs().max() < 1e-20
     assert torch.equal(seen[0][0], path.interpolate(pairs.x0, pairs.x1, RAGGED_T[INDEX]))
     assert torch.equal(seen[0][1], RAGGED_T)  # one time a sample for the network

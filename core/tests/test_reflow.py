@@ -132,7 +132,7 @@ def test_one_step_loss_of_students_that_predict_data():
 def test_ragged_students():
     """Rows of a sample are averaged, and there is one loss a sample."""
     index = torch.tensor([0, 0, 1])
-    field = Field(lambda x, t, c: torch.ones_like(x), paths.linear(), index=index, samples=2)
+    field = Field(lambda x, t, c, index: torch.ones_like(x), paths.linear(), index=index, samples=2)
     pairs = Pairs(torch.zeros(3, 2), torch.tensor([[1.0, 1.0], [3.0, 3.0], [4.0, 4.0]]))
     torch.testing.assert_close(one_step_loss(field, pairs), torch.tensor([2.0, 9.0]))
     torch.testing.assert_close(k_step_loss(field, pairs, 4, generator(0)), torch.tensor([2.0, 9.0]))

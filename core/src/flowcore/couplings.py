@@ -193,13 +193,15 @@ def split(pairs: Pairs, steps: int) -> list[Pairs]:
 class Coupled:
     """A source whose batches come with x0 drawn and paired: in a loader worker, the coupling hides behind the step.
 
-    ``draw_source(like, generator)`` is ``path.draw_source``. All draws come from the batch's own generator, so a batch
-    is the same whichever worker makes it. ``batch`` raises ``ValueError`` for what pairs must not touch, ragged samples
+    ``draw_source(like, generator)`` is ``path.draw_source``, or None in a run without a path. All draws come from the
+    batch's own generator, so a batch is the same whichever worker makes it. A coupling with the attribute ``ragged`` is
+    given the index of a ragged batch as a fifth argument, pairs within its samples, and draws x0 itself where it is
+    given None. ``batch`` raises ``ValueError`` for what pairs must not touch, ragged samples under any other coupling
     and an x0 that is given, and for a coupling that reorders the data.
     """
 
     def __init__(
-        self, source: Source, draw_source: Callable[[State, torch.Generator], State], coupling: Coupling
+        self, source: Source, draw_source: Callable[[State, torch.Generator], State] | None, coupling: Coupling
     ) -> None:
         self.source = source
         self.draw_source = draw_source
@@ -213,9 +215,14 @@ class Coupled:
         batch = self.source.batch(rows, generator)
         if batch.x0 is not None:
             raise ValueError("the source gives its own x0: pairs that are given are not coupled again")
-        if batch.index is not None:
+        ragged = getattr(self.coupling, "ragged", False)
+        if batch.index is not None and not ragged:
             raise ValueError("a ragged batch cannot be coupled sample by sample; use the independent coupling")
-        pairs = self.coupling(self.draw_source(batch.x1, generator), batch.x1, batch.condition, generator)
+        if self.draw_source is None and not ragged:
+            raise ValueError("this objective has no path to draw a source from; use the independent coupling")
+        x0 = None if self.draw_source is None else self.draw_source(batch.x1, generator)
+        told = (x0, batch.x1, batch.condition, generator)
+        pairs = self.coupling(*told, batch.index) if ragged else self.coupling(*told)  # type: ignore[call-arg]
         if pairs.index is not None and not torch.equal(pairs.index[1].cpu(), torch.arange(len(batch))):
             raise ValueError("a coupling in the loader must keep the order of x1: the batch's labels would not follow")
         return replace(batch, x0=pairs.x0, weight=pairs.weight)

@@ -6,7 +6,7 @@ as a pure function of (seed, step, rank), so loaders, workers and resumed runs a
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from multiprocessing.util import Finalize
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flowcore.seeds import generator
-from flowcore.state import State, first_leaf, tree_map
+from flowcore.state import State, branch, first_leaf, tree_map
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,53 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """The same batch where a GPU reads it without the processor; a loader calls this."""
         return self.map(Tensor.pin_memory)
+
+
+def head(batch: Batch, count: int) -> Batch:
+    """The first ``count`` samples of a batch: of a ragged one the rows of these, by its index."""
+    if batch.samples is None:
+        return batch.map(lambda leaf: leaf[:count])
+
+    def rows(state: State, index: Any) -> State:
+        if isinstance(state, Mapping):
+            return {key: rows(state[key], branch(index, key)) for key in state}
+        return state[index < count]
+
+    def firsts(value: Any) -> Any:
+        return tree_map(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) else leaf, value)
+
+    return replace(
+        batch,
+        x1=rows(batch.x1, batch.index),
+        x0=None if batch.x0 is None else rows(batch.x0, batch.index),
+        index=tree_map(lambda index: index[index < count], batch.index),
+        samples=min(count, batch.samples),
+        **{name: firsts(getattr(batch, name)) for name in ("condition", "weight", "extra")},
+    )
+
+
+def end_to_end(parts: Sequence[Batch]) -> Batch:
+    """The samples of some batches as one, in order: state, condition, x0 and index. Of what is in ``extra`` tensors are
+    laid end to end, anything else is the first one's."""
+
+    def joined(*leaves: Any) -> Any:
+        return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+
+    def all_of(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else tree_map(joined, *values)
+
+    first, index, samples = parts[0], None, None
+    if first.samples is not None:
+        starts = [sum(len(part) for part in parts[:number]) for number in range(len(parts))]
+        moved = [
+            tree_map(lambda leaf, start=start: leaf + start, part.index)
+            for part, start in zip(parts, starts, strict=True)
+        ]
+        index, samples = tree_map(joined, *moved), sum(map(len, parts))
+    shared = set.intersection(*(set(part.extra) for part in parts))
+    extra = {name: tree_map(joined, *(part.extra[name] for part in parts)) for name in first.extra if name in shared}
+    return Batch(all_of("x1"), all_of("condition"), all_of("x0"), index, samples, extra=extra)
 
 
 class Source(Protocol):

@@ -15,12 +15,13 @@ from flowcore.paths import Affine, Path, Product
 from flowcore.prediction import Prediction
 from flowcore.state import State, expand, first_leaf, leaves, tree_map
 
-Network = Callable[[State, Tensor, Any], State]
+Network = Callable[..., State]
 
 
 class Field:
     """``Field(network, path, predicts)``; the network is called as ``network(x, t, condition)`` with t of shape (B,),
-    or, where it predicts ``edm``, with what ``Affine.shown`` makes of x and t.
+    or, where it predicts ``edm``, with what ``Affine.shown`` makes of x and t. In a ragged batch it is told the index
+    too, as ``network(x, t, condition, index)``: nothing else says where a sample ends.
 
     ``condition`` is what the network is told (labels, a prompt, a mask) for this batch; ``null`` is the value of one
     sample's condition that tells it nothing, for classifier-free guidance. ``index`` is the ragged index, ``samples``
@@ -76,11 +77,14 @@ class Field:
         """The network's own output at (x, t), evaluated afresh."""
         self._calls[0] += 1
         leaf = first_leaf(x)
-        time = torch.as_tensor(t, dtype=leaf.dtype, device=leaf.device)
+        floats = (one.dtype for one in leaves(x) if one.is_floating_point())
+        time = torch.as_tensor(t, dtype=next(floats, torch.get_default_dtype()), device=leaf.device)
         if time.ndim == 0:
             time = time.expand(leaf.shape[0] if self.samples is None else self.samples)
         if self.predicts == "edm":
             x, time = self.path.shown(x, time, self.index)  # type: ignore[union-attr]  # not a product, see __init__
+        if self.index is not None:
+            return self.network(x, time, self.condition, self.index)
         return self.network(x, time, self.condition)
 
     def velocity(self, x: State, t: float | Tensor) -> State:

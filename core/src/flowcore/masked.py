@@ -420,15 +420,17 @@ def euler_step(
     generator: torch.Generator,
     remask: float = 0.0,
     free: Tensor | None = None,
+    index: Any = None,
 ) -> Tensor:
     """One step of the jump process from t to r, for states in which tokens move together with other things.
 
     With h = r - t, a masked token is revealed with probability h (kappa' + eta kappa) / (1 - kappa), a revealed one is
     masked again with probability h eta, eta = ``remask``. Both rates together keep the marginals of the path, and let
     the model take back what it drew (Campbell et al. 2024, arXiv 2402.04997). The step to r = 1 reveals all and masks
-    none. Tokens that are not ``free`` are not masked again. ``t`` and ``r`` are scalars or (B,).
+    none. Tokens that are not ``free`` are not masked again. ``t`` and ``r`` are scalars or (B,), of a ragged ``index``
+    too. A GPU is not waited for: a token whose logits are NaN stays masked, also at the end.
     """
-    time, until = (expand(torch.as_tensor(s, dtype=torch.float64), x) for s in (t, r))
+    time, until = (expand(torch.as_tensor(s, dtype=torch.float64), x, index) for s in (t, r))
     h = until - time
     end = until >= 1
     reveal = torch.where(end, 1, h * path.rate(time, remask))
@@ -436,10 +438,9 @@ def euler_step(
     when, what = _uniform(x, generator), _uniform(x, generator)
     missing = x == path.mask
     known = ~missing if free is None else ~missing & free
-    now = missing & (when < reveal)
     after = torch.where(known & (when < hide), path.mask, x)
-    after[now] = categorical(without_mask(logits[now], path.mask), what[now])
-    return after
+    drawn, sound = _inverse(without_mask(logits, path.mask), what)
+    return torch.where(missing & (when < reveal) & sound, drawn, after)
 
 
 def categorical(logits: Tensor, u: Tensor) -> Tensor:
@@ -450,11 +451,17 @@ def categorical(logits: Tensor, u: Tensor) -> Tensor:
     arXiv 2409.02908). A token of probability 0 is not drawn for any u. Raises ``FloatingPointError`` on NaN logits, or
     where every token has logit -inf.
     """
+    drawn, sound = _inverse(logits, u)
+    if not bool(sound.all()):
+        raise FloatingPointError("the network's logits are NaN or leave no token to draw")
+    return drawn
+
+
+def _inverse(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The token drawn by each u, and whether its logits let one be drawn."""
     cumulative = logits.double().softmax(-1).cumsum(-1)
     total = cumulative[..., -1:]
-    if not bool(torch.isfinite(total).all()):
-        raise FloatingPointError("the network's logits are NaN or leave no token to draw")
-    return torch.searchsorted(cumulative, (1 - u[..., None]) * total).squeeze(-1)
+    return torch.searchsorted(cumulative, (1 - u[..., None]) * total).squeeze(-1), total.squeeze(-1).isfinite()
 
 
 def _nats(

@@ -26,7 +26,7 @@ def one_step_loss(student: Field, pairs: Pairs, metric: Metric | None = None) ->
     """
     path = student.path
 
-    def jump(x0: State, t: Tensor, condition: Any) -> State:
+    def jump(x0: State, t: Tensor, condition: Any, index: Any = None) -> State:
         start = path.initial(x0)
         return add(start, student(start, path.start), path.stop - path.start)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowcore.couplings import Coupled
-from flowcore.data import Batch, Share, Source, batches
+from flowcore.data import Batch, Share, Source, batches, end_to_end, head
 from flowcore.errors import PluginError, UsageError
 from flowcore.paths import Affine
 from flowcore.plugin.contracts import Data, Objective, Parts, Spec
@@ -98,7 +98,8 @@ class Experiment:
         choice = self.config.coupling
         if choice is None or choice.component.full_name == "core/independent":
             return source
-        return Coupled(source, self.parts.path.draw_source, self.parts.coupling)
+        draw = None if self.parts.path is None else self.parts.path.draw_source
+        return Coupled(source, draw, self.parts.coupling)
 
     @cached_property
     def parts(self) -> Parts:
@@ -207,7 +208,7 @@ class Experiment:
             mine = tree_map(lambda c: c[rows].to(self.device), conditions)
         sampler, called = settings.sampler.build(self.steered()), self.engine.called(network, settings.precision)
         drawn: Batch = sampler(called, mine, size, steps, generator(seed, "sample", number, device=self.device))
-        return drawn.map(lambda leaf: leaf[: count - first].cpu())
+        return head(drawn, count - first).map(Tensor.cpu)
 
     def sample(
         self, network: nn.Module, count: int, steps: int, seed: int, condition: str | None = None
@@ -224,13 +225,4 @@ class Experiment:
             return None
         longest = max(map(len, shares))
         chunks = [share[place] for place in range(longest) for share in shares if place < len(share)]
-
-        def join(*parts: Tensor) -> Tensor:
-            return torch.cat(parts)
-
-        return Batch(
-            tree_map(join, *(chunk.x1 for chunk in chunks)),
-            None if chunks[0].condition is None else tree_map(join, *(chunk.condition for chunk in chunks)),
-            x0=None if chunks[0].x0 is None else tree_map(join, *(chunk.x0 for chunk in chunks)),
-            extra={"calls": chunks[0].extra.get("calls")},
-        )
+        return replace(end_to_end(chunks), extra={"calls": chunks[0].extra.get("calls")})

@@ -48,7 +48,8 @@ class Spec:
 
     ``state`` describes one sample (a leaf or a dict of them), ``condition`` what the network is told of it, or None.
     ``null`` is the value of a condition that tells nothing, for classifier-free guidance; None if there is no such
-    value. A class condition of K classes has null K, so a network embeds K + 1 classes.
+    value. A class condition of K classes has null K, so a network embeds K + 1 classes. Where batches are ragged
+    (``Batch.index``), a leaf's shape is that of a row, and networks are called with the index as a fourth argument.
     """
 
     state: Leaf | Mapping[str, Leaf]
