@@ -44,7 +44,7 @@ def symbols(molecule: Chem.Mol) -> set[str]:
 
 def tensors(molecule: Chem.Mol, vocabulary: Vocabulary, conformer: int = -1) -> State:
     """A sanitised molecule with hydrogens as ``positions`` (N, 3), centred, ``atoms`` (N,), ``charges`` (N,) and
-    ``bonds`` (N (N - 1) / 2,), in its own order of atoms. Raises ``UnfitError``."""
+    ``bonds`` (N (N - 1) / 2,), in its own order of atoms. Dummy atoms are of the mask's class. Raises ``UnfitError``."""
     count = molecule.GetNumAtoms()
     if count < 2:
         raise UnfitError(f"it has {count} atoms, and a pair is the least")
@@ -55,7 +55,9 @@ def tensors(molecule: Chem.Mol, vocabulary: Vocabulary, conformer: int = -1) -> 
     atoms, charges = [], []
     for atom in molecule.GetAtoms():
         symbol, q = atom.GetSymbol(), atom.GetFormalCharge()
-        if symbol not in element:
+        if atom.GetAtomicNum() == 0:
+            symbol, q = "*", 0  # a dummy, as what is masked is written
+        elif symbol not in element:
             raise UnfitError(f"its element {symbol} is none of {', '.join(vocabulary.elements)}")
         if q not in charge:
             raise UnfitError(f"its formal charge {q} is none of {vocabulary.charges[0]} to {vocabulary.charges[-1]}")
@@ -84,7 +86,7 @@ def tensors(molecule: Chem.Mol, vocabulary: Vocabulary, conformer: int = -1) -> 
 @cache
 def _classes(vocabulary: Vocabulary) -> tuple[dict[str, int], dict[int, int], dict[str, int]]:
     return (
-        {name: number for number, name in enumerate(vocabulary.elements)},
+        {name: number for number, name in enumerate((*vocabulary.elements, "*"))},
         {charge: number for number, charge in enumerate(vocabulary.charges)},
         {name: number for number, name in enumerate(vocabulary.bonds)},
     )

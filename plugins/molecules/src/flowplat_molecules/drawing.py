@@ -90,5 +90,5 @@ def ticks(low: float, high: float) -> list[float]:
     rough = (high - low) / 5
     base = 10.0 ** math.floor(math.log10(rough))
     step = next(base * factor for factor in (1, 2, 5, 10) if base * factor >= rough)
-    first = math.ceil(low / step)
-    return [round(number * step, 12) for number in range(first, math.floor(high / step) + 1)]
+    first = math.ceil(low / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]

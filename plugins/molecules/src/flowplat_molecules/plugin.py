@@ -61,10 +61,13 @@ def register_metrics(register: Register) -> None:
 
 @hookimpl
 def register_tasks(register: Register) -> None:
-    tasks = "flowplat_molecules.tasks"
+    tasks, checking = "flowplat_molecules.tasks", "flowplat_molecules.checking"
     register("generate", f"{tasks}:generate", summary="molecules for a property asked for: SDF, CSV, pictures")
-    register("validate", f"{tasks}:validate", summary="properties of molecules by xTB, or by density functional theory")
-    register("score", f"{tasks}:score", summary="properties of molecules as the model's judge sees them")
+    register(
+        "validate", f"{checking}:validate", summary="properties of molecules by xTB, or by density functional theory",
+        model=False,
+    )  # fmt: skip
+    register("score", f"{checking}:score", summary="properties of molecules as the model's judge sees them")
 
 
 @hookimpl

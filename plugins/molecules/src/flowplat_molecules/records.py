@@ -79,13 +79,13 @@ def write(folder: Path, molecules: Sequence[Chem.Mol], table: Sequence[Row]) -> 
         for molecule, row in zip(molecules, table, strict=True):
             file.write(block(molecule, f"{row['index']:05d}"))
             for name in names:
-                if (text := _text(row[name])) != "":
-                    file.write(f">  <{name}>\n{text}\n\n")
+                if (said := text(row[name])) != "":
+                    file.write(f">  <{name}>\n{said}\n\n")
             file.write("$$$$\n")
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(names)
-        writer.writerows([_text(row[name]) for name in names] for row in table)
+        writer.writerows([text(row[name]) for name in names] for row in table)
 
 
 def block(molecule: Chem.Mol, title: str) -> str:
@@ -98,7 +98,8 @@ def block(molecule: Chem.Mol, title: str) -> str:
         return str(Chem.MolToMolBlock(kept, includeStereo=False, kekulize=whole is not None))
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A value as a field or a cell has it: nothing for NaN."""
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, float):

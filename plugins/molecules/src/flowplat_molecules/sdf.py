@@ -3,7 +3,7 @@
 import csv
 import logging
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -103,7 +103,7 @@ class Sdf(Collection):
             names.append(entry.where)
         self._tell(left, len(states) + sum(map(len, left.values())), len(states))
         if not states:
-            raise InputError(f"{self._name} holds no molecule that can be used; the log says what is wrong with them")
+            raise InputError(f"{self._name} holds no molecule that can be used: {_most(self._reasons)}")
         if len(set(smiles)) < len(smiles):
             log.info(
                 "%s: %d molecules in %d entries; conformers and duplicates of one are trained on or held out together",
@@ -114,6 +114,10 @@ class Sdf(Collection):
     def own_vocabulary(self) -> Vocabulary | None:
         """The vocabulary, where it does not depend on what is read."""
         return None
+
+    @cached_property
+    def _reasons(self) -> Counter[str]:
+        return Counter()
 
     @property
     def _name(self) -> str:
@@ -137,7 +141,8 @@ class Sdf(Collection):
                 try:
                     if raw is None:
                         raise LeftOutError("not readable")
-                    molecule, values = self._checked(raw, where), self._values(raw, number, table, used)
+                    values = self._values(raw, number, table, used)
+                    molecule = usable(raw, where, self.config.add_hydrogens, self.config.max_atoms)
                     yield Entry(where, molecule, values)
                     count += 1
                 except LeftOutError as why:
@@ -154,6 +159,7 @@ class Sdf(Collection):
         self._tell(left, number, count)
 
     def _tell(self, left: Mapping[str, list[str]], of: int, used: int) -> None:
+        self._reasons.update({why: len(places) for why, places in left.items()})
         if not left:
             return
         parts = []
@@ -162,32 +168,6 @@ class Sdf(Collection):
             numbers = ", ".join(place.rpartition(" ")[2] for place in places[:NAMED])
             parts.append(f"{len(places)} {why} (record {numbers}{more})")
         log.warning("%s: %d of %d records used; left out: %s", self._name, used, of, "; ".join(parts))
-
-    def _checked(self, raw: Chem.Mol, where: str) -> Chem.Mol:
-        """The molecule, sanitised, with its hydrogens. Raises ``LeftOutError``, or ``InputError`` where the file is of
-        a kind that no model can learn from."""
-        if raw.GetNumAtoms() == 0:
-            raise LeftOutError("without atoms")
-        if any(atom.GetAtomicNum() == 0 or atom.HasQuery() for atom in raw.GetAtoms()):
-            raise LeftOutError("with atoms that are no element")
-        molecule = chemistry.sanitised(raw)
-        if molecule is None:
-            raise LeftOutError("not sanitisable")
-        if flat(molecule):
-            raise InputError(
-                f"{where} has no coordinates in three dimensions; make them first, as RDKit's EmbedMolecule does"
-            )
-        if any(atom.GetTotalNumHs() for atom in molecule.GetAtoms()):
-            if not self.config.add_hydrogens:
-                raise InputError(
-                    f"{where} leaves hydrogens out; set data.add_hydrogens=true to have them added and placed"
-                )
-            molecule = Chem.AddHs(molecule, addCoords=True)
-        if molecule.GetNumAtoms() < 2:
-            raise LeftOutError("of one atom")
-        if molecule.GetNumAtoms() > self.config.max_atoms:
-            raise LeftOutError(f"of more than data.max_atoms={self.config.max_atoms} atoms")
-        return molecule
 
     def _values(
         self, raw: Chem.Mol, number: int, table: Mapping[str, Mapping[str, str]] | None, used: set[str]
@@ -210,7 +190,8 @@ class Sdf(Collection):
             except ValueError:
                 value = math.nan
             if not math.isfinite(value):
-                raise LeftOutError(f"without a number for {name}")
+                hint = "" if name in told else f" among {', '.join(list(told)[:NAMED]) or 'no fields'}"
+                raise LeftOutError(f"without a number for {name}{hint}")
             values.append(value)
         return values
 
@@ -245,6 +226,36 @@ class Sdf(Collection):
         if not table:
             raise InputError(f"{path} holds no rows")
         return table
+
+
+def _most(reasons: Counter[str]) -> str:
+    """The commonest reason why entries are left out."""
+    return "; ".join(f"{count} {why}" for why, count in reasons.most_common(2)) or "there is none"
+
+
+def usable(raw: Chem.Mol, where: str, add_hydrogens: bool = False, max_atoms: int | None = None) -> Chem.Mol:
+    """The molecule, sanitised, with its hydrogens. Raises ``LeftOutError`` for one that is no use, or ``InputError``
+    where the file is of a kind that no model can learn from: flat, or without hydrogens."""
+    if raw.GetNumAtoms() == 0:
+        raise LeftOutError("without atoms")
+    if any(atom.GetAtomicNum() == 0 or atom.HasQuery() for atom in raw.GetAtoms()):
+        raise LeftOutError("with atoms that are no element")
+    molecule = chemistry.sanitised(raw)
+    if molecule is None:
+        raise LeftOutError("not sanitisable")
+    if flat(molecule):
+        raise InputError(
+            f"{where} has no coordinates in three dimensions; make them first, as RDKit's EmbedMolecule does"
+        )
+    if any(atom.GetTotalNumHs() for atom in molecule.GetAtoms()):
+        if not add_hydrogens:
+            raise InputError(f"{where} leaves hydrogens out; set add_hydrogens=true to have them added and placed")
+        molecule = Chem.AddHs(molecule, addCoords=True)
+    if molecule.GetNumAtoms() < 2:
+        raise LeftOutError("of one atom")
+    if max_atoms is not None and molecule.GetNumAtoms() > max_atoms:
+        raise LeftOutError(f"of more than max_atoms={max_atoms} atoms")
+    return molecule
 
 
 def flat(molecule: Chem.Mol) -> bool:
