@@ -24,6 +24,7 @@ from flowcore.plugin.testing import networks, uses
 from flowcore.plugin.testing import paths as path_checks
 from flowcore.plugin.testing import solvers as solver_checks
 from flowcore.plugin.testing.offline import no_network
+from flowcore.plugin.testing.trees import fault
 from flowcore.seeds import generator
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -287,6 +288,14 @@ BROKEN_DATA = [
 @pytest.mark.parametrize(("broken", "check", "words"), BROKEN_DATA, ids=lambda value: getattr(value, "__name__", ""))
 def test_broken_data_are_told(broken: type[Clouds], check: Callable[..., None], words: str) -> None:
     assert words in line(check, broken)
+
+
+def test_rows_of_a_ragged_batch_are_those_of_each_leaf() -> None:
+    described = {"atoms": Leaf((3,)), "bonds": Leaf((), "int64", "token", 4)}
+    state = {"atoms": torch.zeros(7, 3), "bonds": torch.arange(9) % 4}
+    assert fault(described, state, {"atoms": 7, "bonds": 9}, "x1") == ""
+    assert "x1.bonds is (9,) int64; the spec asks for (7,) int64" in fault(described, state, 7, "x1")
+    assert "x1.atoms is (7, 3) float32" in fault(described, state, {"atoms": 8, "bonds": 9}, "x1")
 
 
 def test_every_check_of_data_is_broken_once() -> None:

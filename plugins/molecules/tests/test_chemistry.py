@@ -34,10 +34,13 @@ def raw(embedded):
 @pytest.mark.parametrize("bonds", [AROMATIC, KEKULE])
 def test_every_molecule_of_the_default_set_comes_back_from_its_tensors(bonds) -> None:
     data = Builtin(BuiltinConfig(aromatic=bonds is AROMATIC))
-    batch = joined([{k: v for k, v in one.items()} for one in _states(data)])
+    batch = joined(_states(data))
     for smiles, (_, verdict) in zip(data.loaded.smiles, chemistry.verdicts(batch, data.vocabulary), strict=True):
         assert verdict.smiles == Chem.CanonSmiles(smiles, useChiral=0)
-        assert verdict.valid and verdict.stable and verdict.closed_shell and verdict.fragments == 1
+        assert verdict.valid
+        assert verdict.stable
+        assert verdict.closed_shell
+        assert verdict.fragments == 1
     assert batch.x1["bonds"].max() == len(bonds) - 1
 
 
@@ -69,7 +72,8 @@ def test_the_first_200_of_nci_come_back_from_an_sdf_file(bonds, tmp_path) -> Non
     assert [smiles_of(one) for one in after] == before
     for state, one in zip(states, after, strict=True):
         again = tensors(one, vocabulary)
-        assert torch.equal(again["atoms"], state["atoms"]) and torch.equal(again["charges"], state["charges"])
+        assert torch.equal(again["atoms"], state["atoms"])
+        assert torch.equal(again["charges"], state["charges"])
         assert (again["positions"] - state["positions"]).abs().max() < 1e-3
 
 
@@ -152,7 +156,10 @@ def test_what_is_still_masked_is_never_valid(embedded) -> None:
             masked = {key: value.clone() for key, value in state.items()}
             masked[name][place] = size
             [(_, verdict)] = chemistry.verdicts(joined([masked]), QM9)
-            assert not verdict.valid and not verdict.stable and verdict.masked and verdict.smiles == ""
+            assert not verdict.valid
+            assert not verdict.stable
+            assert verdict.masked
+            assert verdict.smiles == ""
 
 
 def test_aromatic_bonds_that_make_no_ring_are_not_valid(embedded) -> None:
@@ -170,5 +177,5 @@ def test_a_vocabulary_reads_back_and_refuses_what_is_none() -> None:
         assert from_facts(one.facts()) == one
     assert of_elements({"S", "Cl", "C"}, False).elements == ("C", "H", "N", "O", "F", "Cl", "S")
     for wrong in ({"elements": ("C", "C")}, {"charges": (1, 2)}, {"bonds": ("none",)}):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"elements|charges|bonds"):
             Vocabulary(**wrong)

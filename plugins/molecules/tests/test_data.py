@@ -73,7 +73,7 @@ def test_facts_alone_make_the_spec_and_the_conditions(small) -> None:
     assert again.spec() == small.spec()
     assert torch.equal(again.condition(9, None), small.condition(9, None))
     facts["counts"] = []
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="sizes of molecules"):
         Builtin(BuiltinConfig(), facts)
 
 
@@ -85,7 +85,8 @@ def test_what_is_asked_in_words(small) -> None:
     assert asked("mu=1|2") == [[1.0], [2.0], [1.0], [2.0]]
     assert asked("mu=0..3") == [[0.0], [1.0], [2.0], [3.0]]
     both = torch.tensor(asked("gap=0.25", 2, ("mu", "gap")))
-    assert both[:, 0].isnan().all() and both[:, 1].tolist() == [0.25] * 2
+    assert both[:, 0].isnan().all()
+    assert both[:, 1].tolist() == [0.25] * 2
     assert asked("mu=1,gap=0.5", 1, ("mu", "gap")) == [[1.0, 0.5]]
     unasked = small.condition(956, None)
     assert torch.equal(unasked[:, 0].sort().values, small.train().condition[:, 0].sort().values)
@@ -144,7 +145,8 @@ def test_rows_of_sdf_and_csv_are_the_samples_in_their_order(small, tmp_path) -> 
 def test_another_programs_sdf_is_read_back_and_faults_are_named(small, sdf, record, tmp_path) -> None:
     sdf("a.sdf", record("CCO"), record("c1cc[nH]c1"))
     batch = small.read_back(tmp_path)
-    assert len(batch) == 2 and batch.condition.isnan().all()
+    assert len(batch) == 2
+    assert batch.condition.isnan().all()
     sdf("b.sdf", record("CCl"))
     with pytest.raises(InputError, match=r"b.sdf, record 0 is no molecule of this model's: its element Cl is none of"):
         small.read_back(tmp_path)

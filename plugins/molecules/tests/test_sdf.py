@@ -37,7 +37,8 @@ def test_conformers_stay_on_one_side_of_the_split(sdf, caplog, record) -> None:
     made = data(sdf("a.sdf", *records_of), properties=["mu"])
     train, val, _ = made.parts
     sides = [{made.loaded.smiles[i] for i in part.tolist()} for part in (train, val)]
-    assert len(train) + len(val) == 18 and not sides[0] & sides[1]
+    assert len(train) + len(val) == 18
+    assert not sides[0] & sides[1]
     assert len(val) == 3
     assert "6 molecules in 18 entries; conformers" in caplog.text
 

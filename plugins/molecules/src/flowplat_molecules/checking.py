@@ -141,8 +141,8 @@ def score(
         pairs = [(row[f"label_{one.name}"], row[f"judge_{one.name}"]) for row in scored]
         pairs = [(a, c) for a, c in pairs if a == a]
         if pairs:
-            error = sum(abs(a - c) for a, c in pairs) / len(pairs)
-            summary[one.name] = {"labelled": len(pairs), "mean_error": round(error, 5), "unit": one.unit}
+            apart = sum(abs(a - c) for a, c in pairs) / len(pairs)
+            summary[one.name] = {"labelled": len(pairs), "mean_error": round(apart, 5), "unit": one.unit}
     with refusals(f"{out} cannot be written"):
         out.mkdir(parents=True, exist_ok=True)
         _table(out / "scores.csv", found)

@@ -15,7 +15,7 @@ from rdkit.Geometry import Point3D
 
 from flowcore.data import Batch
 from flowcore.state import State
-from flowplat_molecules.graphs import split
+from flowplat_molecules.graphs import LEAVES, split
 from flowplat_molecules.vocabulary import Vocabulary
 
 TYPES = {
@@ -44,7 +44,8 @@ def symbols(molecule: Chem.Mol) -> set[str]:
 
 def tensors(molecule: Chem.Mol, vocabulary: Vocabulary, conformer: int = -1) -> State:
     """A sanitised molecule with hydrogens as ``positions`` (N, 3), centred, ``atoms`` (N,), ``charges`` (N,) and
-    ``bonds`` (N (N - 1) / 2,), in its own order of atoms. Dummy atoms are of the mask's class. Raises ``UnfitError``."""
+    ``bonds`` (N (N - 1) / 2,), in its own order of atoms. Dummy atoms are of the mask's class. Raises
+    ``UnfitError``."""
     count = molecule.GetNumAtoms()
     if count < 2:
         raise UnfitError(f"it has {count} atoms, and a pair is the least")
@@ -99,12 +100,7 @@ def _triangle(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def molecule(state: State, vocabulary: Vocabulary) -> Chem.Mol:
     """What the tensors of one molecule say, unsanitised, with its conformer."""
-    return _molecule(*(state[name].numpy() for name in ("positions", "atoms", "charges", "bonds")), vocabulary)
-
-
-def _molecule(
-    positions: np.ndarray, atoms: np.ndarray, charges: np.ndarray, bonds: np.ndarray, vocabulary: Vocabulary
-) -> Chem.Mol:
+    positions, atoms, charges, bonds = (state[name].numpy() for name in LEAVES)
     made, (i, j) = Chem.RWMol(), _triangle(len(atoms))
     for element, charge in zip(atoms.tolist(), charges.tolist(), strict=True):
         atom = Chem.Atom(vocabulary.elements[element] if element < len(vocabulary.elements) else "*")
@@ -192,7 +188,7 @@ def judged(raw: Chem.Mol, masked: bool = False) -> Verdict:
         largest = whole is not None
     else:
         # equal sizes: the first, as the atoms are numbered
-        kept = set(max(fragments, key=len))
+        kept = set(sorted(fragments, key=lambda part: -len(tuple(part)))[0])
         part = Chem.RWMol(raw)
         for place in sorted(set(range(raw.GetNumAtoms())) - kept, reverse=True):
             part.RemoveAtom(place)

@@ -155,7 +155,8 @@ class Collection:
     def spec(self) -> MoleculeSpec:
         """See ``Data.spec``."""
         known = self.outline
-        return spec_of(*known.vocabulary.sizes.values(), known.properties, known.counts, known.values)
+        sizes = known.vocabulary.sizes
+        return spec_of(sizes["atoms"], sizes["charges"], sizes["bonds"], known.properties, known.counts, known.values)
 
     def _part(self, rows: Tensor) -> Molecules:
         part, told = self.loaded.some(rows), bool(self.config.properties)
@@ -294,11 +295,6 @@ class Fixed(Collection):
     def _vocabulary(self) -> Vocabulary:
         raise AssertionError("the facts say it")
 
-    @property
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """The molecules' own split, of fewer."""
-        return Collection.parts.func(self)  # type: ignore[attr-defined,no-any-return]
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -327,9 +323,9 @@ def told(facts: Any) -> Facts:
     properties = tuple(Property(**one) for one in facts["properties"])
     values = [[math.nan if value is None else float(value) for value in row] for row in facts["values"]]
     counts = np.array(facts["counts"], np.int64)
-    shaped = np.array(values, np.float64).reshape(len(counts), len(properties))
     if not len(counts) or counts.min() < 2:
         raise ValueError("its `counts` are sizes of molecules, of two atoms at least")
+    shaped = np.array(values, np.float64).reshape(len(counts), len(properties))
     return Facts(from_facts(facts["vocabulary"]), properties, counts, shaped)
 
 

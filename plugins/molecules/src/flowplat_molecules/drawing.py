@@ -21,9 +21,9 @@ def grid(molecules: Sequence[Chem.Mol], legends: Sequence[str]) -> bytes:
     lines = max(1, math.ceil(len(shown) / columns))
     canvas = rdMolDraw2D.MolDraw2DCairo(columns * WIDTH, lines * HEIGHT, WIDTH, HEIGHT)
     options = canvas.drawOptions()
-    options.prepareMolsBeforeDrawing = False
-    options.legendFontSize, options.fixedFontSize, options.fixedBondLength = 15, 15, 28
-    options.padding = 0.12
+    wanted = {"prepareMolsBeforeDrawing": False, "legendFontSize": 15, "fixedFontSize": 15, "fixedBondLength": 28}
+    for name, value in (wanted | {"padding": 0.12}).items():
+        setattr(options, name, value)
     with rdBase.BlockLogs():
         if shown:
             canvas.DrawMolecules(shown, legends=list(legends[:SHOWN]))

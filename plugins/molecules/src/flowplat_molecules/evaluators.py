@@ -3,7 +3,6 @@ saw."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -70,4 +69,4 @@ def real(data: Collection, count: int) -> Batch:
     """Held-out molecules, ``count`` at most, spread over all there are."""
     source = data.val()
     rows = torch.linspace(0, len(source) - 1, min(count, len(source))).round().long()
-    return cast(Batch, source.batch(rows, torch.Generator()))
+    return source.batch(rows, torch.Generator())

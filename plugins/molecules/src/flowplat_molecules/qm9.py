@@ -47,7 +47,7 @@ class Qm9(Sdf):
     the rest is held out. Of a folder with fewer, in the same proportions."""
 
     def __init__(self, config: Qm9Config, facts: object = None) -> None:
-        self.asked = config
+        self.own = config
         shared = {name: getattr(config, name) for name in MoleculesConfig.model_fields}
         super().__init__(SdfConfig(path=[], key="_Name", method=METHOD, units=UNITS, **shared), facts)
 
@@ -73,12 +73,12 @@ class Qm9(Sdf):
 
     @cached_property
     def _folder(self) -> Path:
-        if self.asked.raw is not None:
-            folder = Path(self.asked.raw)
+        if self.own.raw is not None:
+            folder = Path(self.own.raw)
             if not folder.is_dir():
                 raise InputError(f"{folder} is no folder; data.raw names one with gdb9.sdf and {TABLE}")
             return folder
-        root = Path(self.asked.root)
+        root = Path(self.own.root)
         if not any((root / "raw" / name).exists() for name in STRUCTURES):
             _fetch(root)
         return root / "raw"
@@ -138,8 +138,8 @@ class Qm9(Sdf):
 def _fetch(root: Path) -> None:
     """The raw files from where torch_geometric has them."""
     try:
-        from torch_geometric.data import download_url, extract_zip
-        from torch_geometric.datasets import QM9
+        from torch_geometric.data import download_url, extract_zip  # type: ignore[import-untyped]
+        from torch_geometric.datasets import QM9  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingPackageError(
             "QM9 is fetched by torch_geometric: pip install 'flowplat-molecules[qm9]', or set data.raw to its folder"

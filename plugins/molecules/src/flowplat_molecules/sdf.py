@@ -134,7 +134,8 @@ class Sdf(Collection):
     def entries(self) -> Iterator[Entry]:
         """The entries that are molecules with all that is asked of them; what else there is is told in the log."""
         left: dict[str, list[str]] = defaultdict(list)
-        table, used, number, count = self._table(), set(), 0, 0
+        used: set[str] = set()
+        table, number, count = self._table(), 0, 0
         for path in self._files():
             for place, raw in enumerate(records.entries(path)):
                 where = f"{path}, record {place}"

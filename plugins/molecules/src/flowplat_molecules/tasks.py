@@ -158,8 +158,8 @@ class _Drawing:
         trained.network.eval()
         draws = generator(self.seed, "generate", number, device=trained.device)
         told = None if condition is None else condition.to(trained.device)
-        drawn = self.size is None
-        sizes = draw_sizes(parts.spec, told, count, draws) if drawn else torch.full((count,), self.size)
+        drawn = draw_sizes(parts.spec, told, count, draws)  # in any case, so that a size changes no other draw
+        sizes = drawn if self.size is None else torch.full((count,), self.size)
         atoms = None if self.atoms is None else self.atoms.repeat(count).to(trained.device)
         batch = draw(
             parts, trained.network, sizes, told, self.steps, draws, self.categories, self.eta, self.temperature,

@@ -23,7 +23,7 @@ def properties(numbers: Sequence[int], positions: np.ndarray, charge: int = 0) -
     """
     try:
         from dftd4.interface import DispersionModel  # type: ignore[import-untyped]
-        from tblite.interface import Calculator  # type: ignore[import-untyped]
+        from tblite.interface import Calculator
     except ImportError as error:
         raise MissingPackageError(
             f"xTB's properties need {error.name}: pip install 'flowplat-molecules[xtb]'"

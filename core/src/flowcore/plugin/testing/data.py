@@ -75,7 +75,8 @@ def samples_are_as_the_spec_says(make: Make) -> None:
     spec = tiny.spec()
     for name, source in (("train", tiny.train()), ("val", tiny.val())):
         batch = _drawn(source)
-        wrong = fault(spec.state, batch.x1, 8, f"{name}().batch().x1")
+        rows = 8 if batch.samples is None else tree_map(len, batch.index)
+        wrong = fault(spec.state, batch.x1, rows, f"{name}().batch().x1")
         if not wrong and spec.condition is not None:
             wrong = fault(spec.condition, batch.condition, 8, f"{name}().batch().condition")
         if not wrong and spec.condition is None and batch.condition is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowcore.plugin.contracts import Leaf
-from flowcore.state import State, leaves, tree_map
+from flowcore.state import State, branch, leaves, tree_map
 
 
 def must(holds: bool, line: str) -> None:
@@ -55,12 +55,14 @@ def shapes(state: Any) -> str:
     return type(state).__name__
 
 
-def fault(described: Leaf | Mapping[str, Any], state: Any, count: int, where: str) -> str:
-    """What is wrong with ``count`` samples that should be as ``described``; empty where nothing is."""
+def fault(described: Leaf | Mapping[str, Any], state: Any, count: int | Mapping[str, Any], where: str) -> str:
+    """What is wrong with ``count`` samples that should be as ``described``; empty where nothing is. Of a ragged batch
+    ``count`` is the number of rows, of each leaf where they differ."""
     if isinstance(described, Mapping):
         if not isinstance(state, Mapping) or state.keys() != described.keys():
             return f"{where} is {shapes(state)}; the spec has the parts {', '.join(described)}"
-        return next(filter(None, (fault(described[key], state[key], count, f"{where}.{key}") for key in described)), "")
+        parts = (fault(described[key], state[key], branch(count, key), f"{where}.{key}") for key in described)
+        return next(filter(None, parts), "")
     wanted = f"{(count, *described.shape)} {described.dtype}"
     if not isinstance(state, Tensor) or shapes(state) != wanted:
         return f"{where} is {shapes(state)}; the spec asks for {wanted}"
