@@ -48,8 +48,12 @@ def begin(network: nn.Module, settings: TrainSettings, engine: Engine | None = N
     engine.launch()
     mean = Average(network, settings.ema)
     mean.module.to(engine.device)
-    called = torch.compile(network, dynamic=False) if engine.settings.compile else network
-    module = engine.wrap(called)  # type: ignore[arg-type]
+    called: Any = network
+    if engine.settings.compile and type(network).compile is not nn.Module.compile:
+        network.compile()  # in a way of its own: a network of ragged batches has none of one size
+    elif engine.settings.compile:
+        called = torch.compile(network, dynamic=False)
+    module = engine.wrap(called)
     if engine.sharded:  # the average is sharded in its place as the weights are; what Fabric returns has other names
         engine.fabric.setup_module(mean.module)
     parameters = list(network.parameters())

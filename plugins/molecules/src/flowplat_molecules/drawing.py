@@ -39,6 +39,14 @@ def _flat(molecule: Chem.Mol) -> Chem.Mol:
             Chem.Kekulize(flat, clearAromaticFlags=True)
         else:
             flat = Chem.Mol(molecule)
+            for atom in flat.GetAtoms():
+                if (charge := atom.GetFormalCharge()) > atom.GetAtomicNum():  # RDKit looks up an element Z less charge
+                    atom.SetFormalCharge(0)
+                    atom.SetProp("atomNote", f"{charge}+")
+            for atom in flat.GetAtoms():
+                if (charge := atom.GetFormalCharge()) > atom.GetAtomicNum():  # RDKit knows no element Z less the charge
+                    atom.SetProp("_displayLabel", f"{atom.GetSymbol()}<sup>{charge}+</sup>")
+                    atom.SetFormalCharge(0)
             flat.UpdatePropertyCache(strict=False)
             Chem.FastFindRings(flat)
         flat.RemoveAllConformers()

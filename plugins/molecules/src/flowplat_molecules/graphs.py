@@ -7,7 +7,8 @@ are numbered over the whole batch, and so are the ends of pairs.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ ATOMWISE = ("positions", "atoms", "charges")
 LEAVES = (*ATOMWISE, "bonds")
 
 
-class Graph(NamedTuple):
+@dataclass(frozen=True)
+class Graph:
     """Who belongs where: ``sizes`` (B,) atoms of each molecule; the molecule of each atom ``atom`` (N,) and of each
     pair ``pair`` (P,); the atoms ``i`` < ``j`` of each pair, (P,) both."""
 

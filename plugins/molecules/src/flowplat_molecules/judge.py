@@ -20,7 +20,7 @@ from flowcore.data import Batch, Source, rows_of_step
 from flowcore.errors import InputError
 from flowcore.seeds import derive, generator
 from flowplat_molecules.graphs import of_index
-from flowplat_molecules.gvp import Convolution, Edges, EdgeUpdate, Positions, Radial, distances
+from flowplat_molecules.gvp import Convolution, EdgeUpdate, Positions, Radial, distances, edges_of
 from flowplat_molecules.networks import enter
 from flowplat_molecules.spec import MoleculeSpec
 
@@ -51,7 +51,7 @@ class Judge(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Standardised properties (B, K)."""
         graph = of_index(batch.index, len(batch))
-        edges, x = Edges(graph), batch.x1["positions"]
+        edges, x = edges_of(graph), batch.x1["positions"]
         s = self.atoms(F.one_hot(batch.x1["atoms"], self.classes["atoms"]).to(x.dtype))
         e = self.pairs(F.one_hot(batch.x1["bonds"], self.classes["bonds"]).to(x.dtype))[edges.pair]
         v = s.new_zeros(len(s), 3, self.vectors)

@@ -11,7 +11,7 @@ from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Spec
 from flowcore.state import State
 from flowplat_molecules.graphs import of_index
-from flowplat_molecules.gvp import Convolution, Edges, EdgeUpdate, Positions, Radial, distances
+from flowplat_molecules.gvp import Convolution, EdgeUpdate, Positions, Radial, distances, edges_of
 from flowplat_molecules.spec import MoleculeSpec, Property
 
 Embedding = Literal["concatenate", "sum", "multiply", "concatenate_sum", "concatenate_multiply"]
@@ -142,6 +142,13 @@ class Molecular(nn.Module):
         )
         self.bonds = nn.Sequential(nn.Linear(E, E), nn.SiLU(), nn.Linear(E, self.classes["bonds"]))
 
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """Its blocks, compiled once for all of them and for any number of atoms, where the network as a whole would be
+        compiled anew for every batch."""
+        for part in (*self.blocks, *self.positions, *self.edges):
+            if part._compiled_call_impl is None:
+                part.compile(dynamic=True)
+
     def _seen(self, name: str, leaf: Tensor, dtype: torch.dtype) -> Tensor:
         """What is shown of a leaf of tokens: one-hot vectors, or the point of a simplex as it is."""
         if leaf.is_floating_point() != (self.categories == "simplex"):
@@ -155,11 +162,11 @@ class Molecular(nn.Module):
 
     def forward(self, x: State, t: Tensor, condition: Tensor | None = None, index: Any = None) -> State:
         graph = of_index(index, len(t))
-        edges = Edges(graph)
+        edges = edges_of(graph)
         place = x["positions"]
         shown = {name: self._seen(name, x[name], place.dtype) for name in CLASSES}
         s = self.atoms(torch.cat([shown["atoms"], t[graph.atom, None].to(place.dtype), shown["charges"]], 1))
-        e = self.pairs(shown["bonds"])[edges.pair]
+        e = self.pairs(shown["bonds"]).index_select(0, edges.pair)
         if self.conditioned is not None:
             if condition is None:
                 condition = t.new_full((len(t), len(self.conditioned.told)), torch.nan)
@@ -175,7 +182,7 @@ class Molecular(nn.Module):
                 rbf = self.radial(d)
                 e = self.edges[number - 1](s, e, rbf, edges)
         atoms, charges = self.nodes(s).split([self.classes["atoms"], self.classes["charges"]], 1)
-        bonds = self.bonds(e[edges.forth] + e[edges.back])
+        bonds = self.bonds(e.index_select(0, edges.forth) + e.index_select(0, edges.back))
         return {"positions": place, "atoms": atoms, "charges": charges, "bonds": bonds}
 
 

@@ -93,9 +93,16 @@ def block(molecule: Chem.Mol, title: str) -> str:
     whole = chemistry.sanitised(molecule)
     kept = Chem.Mol(molecule) if whole is None else whole
     kept.SetProp("_Name", title)
+    strange = {}  # RDKit looks a valence up under Z less the charge, where there is no element
+    for atom in kept.GetAtoms():
+        if atom.GetFormalCharge() > atom.GetAtomicNum():
+            strange[atom.GetIdx() + 1] = atom.GetFormalCharge()
+            atom.SetFormalCharge(0)
     with rdBase.BlockLogs():
         kept.UpdatePropertyCache(strict=False)
-        return str(Chem.MolToMolBlock(kept, includeStereo=False, kekulize=whole is not None))
+        text = str(Chem.MolToMolBlock(kept, includeStereo=False, kekulize=whole is not None))
+    lines = "".join(f"M  CHG  1 {number:3d} {charge:3d}\n" for number, charge in strange.items())
+    return text.replace("M  END", f"{lines}M  END")
 
 
 def text(value: Any) -> str:
