@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 from rdkit import Chem
 
+from flowcore.data import Batch
 from flowcore.errors import InputError, UsageError
 from flowcore.plugin import testing
 from flowcore.plugin.testing import data as checks
 from flowplat_molecules import records, xtb
 from flowplat_molecules.builtin import Builtin, BuiltinConfig
+from flowplat_molecules.chemistry import molecules, sanitised
 from flowplat_molecules.data import first
-from flowplat_molecules.graphs import split
+from flowplat_molecules.graphs import graph, joined, split
 from flowplat_molecules.qm9 import Qm9, Qm9Config
 from flowplat_molecules.sdf import Sdf, SdfConfig
 
@@ -122,8 +124,6 @@ def test_rows_of_sdf_and_csv_are_the_samples_in_their_order(small, tmp_path) -> 
     states = split(batch)
     states[2]["bonds"] = torch.zeros_like(states[2]["bonds"])
     states[4]["atoms"][0] = 5
-    from flowplat_molecules.graphs import joined
-
     small.write(joined(states, batch.condition), tmp_path)
     with (tmp_path / "molecules.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -140,6 +140,30 @@ def test_rows_of_sdf_and_csv_are_the_samples_in_their_order(small, tmp_path) -> 
     again = small.read_back(tmp_path)
     assert torch.equal(again.x1["atoms"], joined(states).x1["atoms"])
     assert torch.allclose(again.condition, batch.condition, rtol=1e-4)
+
+
+@pytest.mark.parametrize("aromatic", [True, False])
+def test_whatever_labels_are_drawn_they_are_written_and_read_back(aromatic, tmp_path) -> None:
+    """An untrained network's: hydrogens of charge +3, all atoms bonded to each other, atoms in one place, and masks, of
+    which a charge reads back as 0 and a bond as none."""
+    data = Builtin(BuiltinConfig(aromatic=aromatic))
+    for seed in range(6):
+        draw = torch.Generator().manual_seed(seed)
+        laid = graph(torch.randint(2, 14, (24,), generator=draw))
+        x1 = {"positions": torch.randn(len(laid.atom), 3, generator=draw) * (seed % 3)}
+        for name, size in data.vocabulary.sizes.items():
+            rows = len(laid.index[name])
+            x1[name] = torch.randint(size + (seed > 2), (rows,), generator=draw)
+        x1["bonds"][torch.rand(len(laid.pair), generator=draw) < 0.4 * (seed % 3)] = 0
+        data.write(Batch(x1, torch.ones(24, 1), index=laid.index, samples=24), tmp_path)
+        batch, back = Batch(x1, torch.ones(24, 1), index=laid.index, samples=24), data.read_back(tmp_path)
+        assert torch.equal(back.x1["atoms"], x1["atoms"])
+        assert torch.equal(back.x1["charges"], torch.where(x1["charges"] == 6, 2, x1["charges"]))
+        masked = data.vocabulary.sizes["bonds"]
+        told = [sanitised(raw) is not None for raw in molecules(batch, data.vocabulary)]
+        for sane, before, after in zip(told, split(batch), split(back), strict=True):
+            if not (sane and aromatic):  # a ring of single and double bonds in turn reads back as an aromatic one
+                assert torch.equal(after["bonds"], torch.where(before["bonds"] == masked, 0, before["bonds"]))
 
 
 def test_another_programs_sdf_is_read_back_and_faults_are_named(small, sdf, record, tmp_path) -> None:

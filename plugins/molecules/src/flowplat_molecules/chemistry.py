@@ -57,7 +57,7 @@ def tensors(molecule: Chem.Mol, vocabulary: Vocabulary, conformer: int = -1) -> 
     for atom in molecule.GetAtoms():
         symbol, q = atom.GetSymbol(), atom.GetFormalCharge()
         if atom.GetAtomicNum() == 0:
-            symbol, q = "*", 0  # a dummy, as what is masked is written
+            symbol = "*"  # a dummy, as what is masked is written
         elif symbol not in element:
             raise UnfitError(f"its element {symbol} is none of {', '.join(vocabulary.elements)}")
         if q not in charge:

@@ -15,42 +15,50 @@ SHOWN, COLUMNS, WIDTH, HEIGHT = 24, 6, 230, 210
 
 
 def grid(molecules: Sequence[Chem.Mol], legends: Sequence[str]) -> bytes:
-    """The first two dozen structures as PNG: valid ones without their hydrogens, others bare as they are."""
-    shown = [_flat(molecule) for molecule in molecules[:SHOWN]]
+    """The first two dozen structures as PNG: valid ones without their hydrogens, others bare as they are, and those
+    that no drawing can show as their legend alone."""
+    shown = list(zip(molecules, legends, strict=True))[:SHOWN]
     columns = min(COLUMNS, max(1, len(shown)))
-    lines = max(1, math.ceil(len(shown) / columns))
-    canvas = rdMolDraw2D.MolDraw2DCairo(columns * WIDTH, lines * HEIGHT, WIDTH, HEIGHT)
-    options = canvas.drawOptions()
+    picture = Image.new("RGB", (columns * WIDTH, max(1, math.ceil(len(shown) / columns)) * HEIGHT), "white")
+    for place, (molecule, legend) in enumerate(shown):
+        picture.paste(_cell(molecule, legend), (place % columns * WIDTH, place // columns * HEIGHT))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def _cell(molecule: Chem.Mol, legend: str) -> Image.Image:
+    """One structure; nothing but the legend where RDKit cannot draw: it looks up an element of number Z less charge,
+    and finds no place for atoms that are all bonded to each other."""
+    with rdBase.BlockLogs():
+        try:
+            drawn = _drawn(_flat(molecule), legend)
+        except (RuntimeError, ValueError):
+            drawn = _drawn(Chem.Mol(), legend)
+    return Image.open(io.BytesIO(drawn)).convert("RGB")
+
+
+def _drawn(flat: Chem.Mol, legend: str) -> bytes:
+    canvas = rdMolDraw2D.MolDraw2DCairo(WIDTH, HEIGHT)
     wanted = {"prepareMolsBeforeDrawing": False, "legendFontSize": 15, "fixedFontSize": 15, "fixedBondLength": 28}
     for name, value in (wanted | {"padding": 0.12}).items():
-        setattr(options, name, value)
-    with rdBase.BlockLogs():
-        if shown:
-            canvas.DrawMolecules(shown, legends=list(legends[:SHOWN]))
-        canvas.FinishDrawing()
+        setattr(canvas.drawOptions(), name, value)
+    canvas.DrawMolecule(flat, legend=legend)
+    canvas.FinishDrawing()
     return bytes(canvas.GetDrawingText())
 
 
 def _flat(molecule: Chem.Mol) -> Chem.Mol:
     whole = chemistry.sanitised(molecule)
-    with rdBase.BlockLogs():
-        if whole is not None:
-            flat = Chem.RemoveHs(whole)
-            Chem.Kekulize(flat, clearAromaticFlags=True)
-        else:
-            flat = Chem.Mol(molecule)
-            for atom in flat.GetAtoms():
-                if (charge := atom.GetFormalCharge()) > atom.GetAtomicNum():  # RDKit looks up an element Z less charge
-                    atom.SetFormalCharge(0)
-                    atom.SetProp("atomNote", f"{charge}+")
-            for atom in flat.GetAtoms():
-                if (charge := atom.GetFormalCharge()) > atom.GetAtomicNum():  # RDKit knows no element Z less the charge
-                    atom.SetProp("_displayLabel", f"{atom.GetSymbol()}<sup>{charge}+</sup>")
-                    atom.SetFormalCharge(0)
-            flat.UpdatePropertyCache(strict=False)
-            Chem.FastFindRings(flat)
-        flat.RemoveAllConformers()
-        rdDepictor.Compute2DCoords(flat)
+    if whole is not None:
+        flat = Chem.RemoveHs(whole)
+        Chem.Kekulize(flat, clearAromaticFlags=True)
+    else:
+        flat = Chem.Mol(molecule)
+        flat.UpdatePropertyCache(strict=False)
+        Chem.FastFindRings(flat)
+    flat.RemoveAllConformers()
+    rdDepictor.Compute2DCoords(flat)
     return flat
 
 

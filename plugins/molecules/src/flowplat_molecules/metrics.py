@@ -96,6 +96,8 @@ def sound(raw: Chem.Mol) -> bool:
     """Whether every bond is 0.75 to 1.25 times the sum of the covalent radii, and atoms not bonded are 1.15 times
     apart."""
     table = Chem.GetPeriodicTable()
+    if any(atom.GetAtomicNum() == 0 for atom in raw.GetAtoms()):
+        return False
     radii = np.array([table.GetRcovalent(atom.GetAtomicNum()) for atom in raw.GetAtoms()])
     positions = raw.GetConformer().GetPositions()
     if not np.isfinite(positions).all():

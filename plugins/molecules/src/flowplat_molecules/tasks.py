@@ -79,7 +79,7 @@ def generate(
     ``Batch``, with the rows in ``extra["rows"]``. Raises ``UsageError`` for a property that the model was not told.
     """
     if inputs:
-        raise UsageError("generate takes no files; leave them out")
+        raise UsageError(f"generate takes no files: leave {inputs[0]} out")
     data = cast(Collection, trained.data)
     if not isinstance(data, Collection):
         raise UsageError("this task works on models of molecules")
