@@ -704,3 +704,16 @@ def reversing(x0, x1, condition, generator):
 def test_coupled_source_names_what_a_batch_cannot_carry(batch, coupling, message):
     with pytest.raises(ValueError, match=message):
         Coupled(Fixed(batch), linear().draw_source, coupling).batch(torch.arange(4), draws())
+
+
+def test_a_coupling_of_ragged_samples_is_told_the_index_and_may_draw_for_itself():
+    def within(x0, x1, condition, generator, index):
+        assert x0 is None
+        return Pairs(x1 + index[:, None], x1)
+
+    within.ragged = True
+    batch = Batch(normal((4, 2)), index=torch.tensor([0, 0, 1, 1]), samples=2)
+    paired = Coupled(Fixed(batch), None, within).batch(torch.arange(2), draws())
+    assert torch.equal(paired.x0, batch.x1 + batch.index[:, None])
+    with pytest.raises(ValueError, match="no path"):
+        Coupled(Fixed(Batch(normal((4, 2)))), None, exact()).batch(torch.arange(4), draws())

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flowcore.data import Batch, Rows, Share, batches, everything, rows_of_step
+from flowcore.data import Batch, Rows, Share, batches, end_to_end, everything, head, rows_of_step
 from flowcore.seeds import generator
 from flowcore.state import leaves
 
@@ -197,3 +197,49 @@ def test_to_moves_every_tensor_and_keeps_the_rest():
     assert moved.samples == 2
     assert batch.x1["a"].device.type == "cpu"
     assert Batch(torch.zeros(2)).to("cpu").condition is None
+
+
+# batches cut and laid end to end
+
+
+def ragged(seed, sizes=(2, 1, 3)):
+    rows = sum(sizes)
+    index = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    x1 = {"x": torch.randn(rows, 2, generator=draws(seed)), "whole": torch.arange(len(sizes)) + 10 * seed}
+    return Batch(
+        x1, torch.arange(len(sizes))[:, None] + seed, x1, {"x": index, "whole": torch.arange(len(sizes))}, len(sizes),
+        extra={"number": torch.arange(len(sizes)), "calls": 7},
+    )  # fmt: skip
+
+
+def test_the_head_of_a_ragged_batch_is_its_first_samples_with_all_their_rows():
+    batch = ragged(1)
+    some = head(batch, 2)
+    assert len(some) == some.samples == 2
+    assert torch.equal(some.x1["x"], batch.x1["x"][:3])
+    assert some.x1["whole"].tolist() == [10, 11]
+    assert some.index["x"].tolist() == [0, 0, 1]
+    assert some.condition.flatten().tolist() == [1, 2]
+    assert some.extra["number"].tolist() == [0, 1]
+    assert some.extra["calls"] == 7
+    assert len(head(batch, 9)) == 3
+
+
+def test_ragged_batches_laid_end_to_end_are_taken_apart_by_their_head():
+    one, other = ragged(1), ragged(2, (4, 2))
+    both = end_to_end([one, other])
+    assert len(both) == 5
+    assert both.index["x"].tolist() == [0, 0, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4]
+    assert both.condition.flatten().tolist() == [1, 2, 3, 2, 3]
+    again = head(both, 3)
+    assert torch.equal(again.x1["x"], one.x1["x"])
+    assert torch.equal(again.x0["x"], one.x1["x"])
+    assert both.extra["number"].tolist() == [0, 1, 2, 0, 1]
+
+
+def test_batches_of_rows_are_cut_and_laid_end_to_end_as_tensors():
+    one, other = (Batch(torch.full((3, 2), float(k)), torch.full((3,), k), weight=torch.ones(3)) for k in (1, 2))
+    both = end_to_end([one, head(other, 2)])
+    assert both.x1[:, 0].tolist() == [1, 1, 1, 2, 2]
+    assert both.condition.tolist() == [1, 1, 1, 2, 2]
+    assert both.index is None

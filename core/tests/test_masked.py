@@ -493,6 +493,17 @@ def test_euler_steps_draw_what_their_chances_say(path: Masked, remask: float) ->
     assert follows(x, jump_law(posteriors(JOINT), reveal.tolist(), remask / steps))
 
 
+def test_samples_of_a_ragged_batch_take_steps_of_their_own() -> None:
+    """Reveal chance h / (1 - t) of each row's own sample: 0, 1/2 and 1."""
+    path, index = linear(MASK), torch.tensor([0, 1, 2]).repeat_interleave(20_000)
+    x = torch.full((60_000,), MASK)
+    t = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)
+    r = torch.tensor([0.4, 0.75, 1.0], dtype=torch.float64)
+    after = euler_step(path, x, torch.zeros(60_000, V, dtype=torch.float64), t, r, seeded(), index=index)
+    shares = (after != MASK).view(3, -1).double().mean(1)
+    assert shares.tolist() == pytest.approx([0, 0.5, 1], abs=0.015)
+
+
 def test_masking_again_keeps_the_marginals_and_what_is_not_free() -> None:
     """At eta = 10 the share of masked tokens stays 1 - kappa, to the order of the step."""
     path, p, steps, eta = linear(MASK), torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64), 400, 10.0

@@ -417,7 +417,9 @@ def test_arguments_that_make_no_store(tmp_path):
         make(tmp_path, replace(EXACT, grid=torch.linspace(1, 0, 5)))
     index = torch.zeros(4, dtype=torch.int64)
     with pytest.raises(ValueError, match="ragged"):
-        generate_pairs(Field(lambda x, t, c, index: x, paths.linear(), index=index), EXACT, tmp_path, torch.empty(2), 5, 0)
+        generate_pairs(
+            Field(lambda x, t, c, index: x, paths.linear(), index=index), EXACT, tmp_path, torch.empty(2), 5, 0
+        )
     assert contents(tmp_path) == {}
 
 
