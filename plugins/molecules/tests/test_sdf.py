@@ -174,3 +174,22 @@ def test_properties_that_are_not_there_are_named_with_those_that_are(small) -> N
 
     with pytest.raises(UsageError, match="there is no property 'logS'; these are known: mu, alpha, homo, lumo, gap"):
         outline(small.vocabulary, ["logS"], small.known(), small.loaded.sizes, small.loaded.values)
+
+
+def test_what_was_read_is_kept_until_a_file_or_an_option_changes(sdf, tmp_path, alcohols, record, monkeypatch) -> None:
+    path, folder = sdf("a.sdf", *alcohols), str(tmp_path / "cache")
+    first = data(path, cache=folder, properties=["mu"])
+    prints = [first.fingerprint()]
+    with monkeypatch.context() as patched:
+        patched.setattr(Sdf, "entries", lambda self: pytest.fail("read again"))
+        again = data(path, cache=folder, properties=["mu"])
+        prints.append(again.fingerprint())
+        assert again.loaded.names == first.loaded.names
+        assert again.spec() == first.spec()
+    assert prints[0] == prints[1]
+    assert data(path, cache=folder).loaded.values.shape == (6, 0)
+    sdf("a.sdf", *alcohols, record("CCCCO", mu=9))
+    assert len(data(path, cache=folder, properties=["mu"]).loaded.sizes) == 7
+    (tmp_path / "cache" / "molecules.npz").write_bytes(b"damaged")
+    assert len(data(path, cache=folder, properties=["mu"]).loaded.sizes) == 7
+    assert [one.name for one in (tmp_path / "cache").iterdir()] == ["molecules.npz"]

@@ -122,7 +122,6 @@ def test_a_model_that_draws_nothing_valid_is_not_asked_for_ever(small, knowing) 
         ({"formula": "C"}, "C has 1 atoms; 2 to 512 can be drawn"),
         ({"formula": "C99999"}, "2 to 512 can be drawn"),
         ({"formula": "CH4", "n_atoms": 5}, "leave n_atoms or formula out"),
-        ({"formula": "CH4", "categories": "simplex"}, "a formula is kept by categories=masked only"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(knowing, options, line) -> None:
@@ -131,6 +130,13 @@ def test_what_cannot_be_asked_is_one_line(knowing, options, line) -> None:
     assert "\n" not in str(told.value)
     with pytest.raises(UsageError, match=r"takes no files: leave a\.sdf out"):
         generate(knowing, ["a.sdf"], None)
+
+
+def test_a_formula_is_not_for_the_simplex(knowing) -> None:
+    simplex = type(knowing)(knowing.data, _Unasked(knowing.network))
+    simplex.network.categories = "simplex"
+    with pytest.raises(UsageError, match="a formula is kept by categories=masked only"):
+        generate(simplex, [], None, number=2, steps=1, formula="CH4", values="none")
 
 
 def test_a_model_without_properties_draws_and_is_asked_for_nothing(knowing) -> None:

@@ -11,8 +11,9 @@ def counter(what: str, total: int) -> Callable[[int], None]:
     """A function that is told how much of ``total`` is done."""
 
     def told(done: int) -> None:
-        if sys.stderr.isatty() and (done == total or done % max(1, total // 100) == 0):
-            print(f"\r{what} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        if sys.stderr.isatty() and (done == total or done % max(1, (total or 100_000) // 100) == 0):
+            text = f"\r{what} {done}/{total}" if total else f"\r{what}: {done}"
+            print(text, end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     return told
 

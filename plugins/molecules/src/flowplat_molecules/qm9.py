@@ -38,6 +38,7 @@ class Qm9Config(MoleculesConfig):
     raw: Place | None = Field(
         None, description="folder with gdb9.sdf or rQM9.sdf, gdb9.sdf.csv and, if it is there, uncharacterized.txt"
     )
+    cache: Place | None = Field(None, description="a folder to keep in what was read, for the next run: minutes less")
     root: Place = Field("data/qm9", description="where torch_geometric puts them, if raw is not given: a download")
 
 
@@ -49,7 +50,9 @@ class Qm9(Sdf):
     def __init__(self, config: Qm9Config, facts: object = None) -> None:
         self.own = config
         shared = {name: getattr(config, name) for name in MoleculesConfig.model_fields}
-        super().__init__(SdfConfig(path=[], key="_Name", method=METHOD, units=UNITS, **shared), facts)
+        super().__init__(
+            SdfConfig(path=[], key="_Name", method=METHOD, units=UNITS, cache=config.cache, **shared), facts
+        )
 
     @staticmethod
     def example(folder: Path) -> dict[str, str]:
@@ -93,6 +96,11 @@ class Qm9(Sdf):
                 yield self._folder / name
                 return
         raise InputError(f"{self._folder} holds neither {' nor '.join(STRUCTURES)}")
+
+    def origin(self) -> list[Path]:
+        """See ``Sdf.origin``."""
+        others = [self._folder / name for name in (TABLE, DOUBTFUL)]
+        return [*self._files(), *(path for path in others if path.exists())]
 
     def known(self) -> Mapping[str, Known]:
         """QM9's own."""

@@ -12,12 +12,13 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 from pydantic import AfterValidator, BeforeValidator, Field
-from rdkit import Chem
+from rdkit import Chem, __version__
 
 from flowcore.errors import InputError
-from flowplat_molecules import chemistry, records
+from flowplat_molecules import cache, chemistry, records
 from flowplat_molecules.chemistry import UnfitError
 from flowplat_molecules.data import Collection, Known, Loaded, MoleculesConfig, gathered
+from flowplat_molecules.progress import counted
 from flowplat_molecules.vocabulary import Vocabulary, of_elements
 
 log = logging.getLogger("flowplat")
@@ -40,6 +41,7 @@ class SdfConfig(MoleculesConfig):
     method: str = Field("as given", description="how the properties were computed or measured")
     add_hydrogens: bool = Field(False, description="add and place hydrogens that the files leave out")
     max_atoms: int = Field(64, ge=2, le=512, description="leave larger molecules out, hydrogens counted")
+    cache: Place | None = Field(None, description="a folder to keep in what was read, for the next run")
 
 
 class Entry(NamedTuple):
@@ -85,6 +87,16 @@ class Sdf(Collection):
 
     @cached_property
     def _kept(self) -> tuple[Loaded, Vocabulary]:
+        if self.config.cache is None:
+            return self._all()
+        config = self.config.model_dump(mode="json", exclude={"holdout", "judge_share", "cache"})
+        return cache.kept(Path(self.config.cache), [__version__, config, cache.stamp(self.origin())], self._all)
+
+    def origin(self) -> list[Path]:
+        """The files that everything is read from."""
+        return [*self._files(), *([] if self.config.csv is None else [Path(self.config.csv)])]
+
+    def _all(self) -> tuple[Loaded, Vocabulary]:
         vocabulary, entries = self.own_vocabulary(), self.entries()
         if vocabulary is None:  # what there is is known when all is read
             entries = iter(found := list(entries))
@@ -92,7 +104,7 @@ class Sdf(Collection):
             vocabulary = of_elements(there, self.config.aromatic)
         left: dict[str, list[str]] = defaultdict(list)
         states, values, smiles, names = [], [], [], []
-        for entry in entries:
+        for entry in counted("molecules read", entries):
             try:
                 states.append(chemistry.tensors(entry.molecule, vocabulary))
             except UnfitError as error:

@@ -23,7 +23,6 @@ from flowplat_molecules.chemistry import Verdict
 from flowplat_molecules.data import Collection
 from flowplat_molecules.formulas import atoms_of
 from flowplat_molecules.graphs import joined, split
-from flowplat_molecules.objective import Categories
 from flowplat_molecules.progress import counter
 from flowplat_molecules.sampler import Eta, Temperature, draw, draw_sizes
 from flowplat_molecules.spec import Property
@@ -65,7 +64,6 @@ def generate(
     steps: Annotated[int, Field(ge=1, description="steps of the sampler")] = 100,
     eta: Eta = 10.0,
     temperature: Temperature = 0.05,
-    categories: Annotated[Categories, Field(description="as in the run's objective")] = "masked",
     values: Annotated[Values, Field(description="who says what they have; auto is xTB where it is installed")] = "auto",
     judge: JudgeFolder = "",
     judge_steps: JudgeSteps = evaluators.STEPS,
@@ -92,7 +90,7 @@ def generate(
     wish = _wish(property, target, known)
     told = data.condition(number, wish)
     evaluating = _evaluators(values, known)
-    given = _Drawing(trained, steps, eta, temperature, categories, seed, size, atoms)
+    given = _Drawing(trained, steps, eta, temperature, seed, size, atoms)
     batch, checked, drawn = _valid(given, told, number, data) if only_valid else _all(given, told, number, data)
     found = _values(trained, data, Kept(batch, checked, {}), evaluating, judge, judge_steps)
     columns: dict[str, Any] = dict(data.asked(batch))
@@ -147,7 +145,6 @@ class _Drawing:
     steps: int
     eta: float
     temperature: float
-    categories: str
     seed: int
     size: int | None
     atoms: Tensor | None
@@ -155,6 +152,7 @@ class _Drawing:
     def chunk(self, number: int, condition: Tensor | None, count: int) -> Batch:
         """The molecules of chunk ``number``, which depends on the seed and its number alone."""
         trained, parts = self.trained, self.trained.parts()
+        categories = getattr(trained.network, "categories", "masked")
         trained.network.eval()
         draws = generator(self.seed, "generate", number, device=trained.device)
         told = None if condition is None else condition.to(trained.device)
@@ -162,7 +160,7 @@ class _Drawing:
         sizes = drawn if self.size is None else torch.full((count,), self.size)
         atoms = None if self.atoms is None else self.atoms.repeat(count).to(trained.device)
         batch = draw(
-            parts, trained.network, sizes, told, self.steps, draws, self.categories, self.eta, self.temperature,
+            parts, trained.network, sizes, told, self.steps, draws, categories, self.eta, self.temperature,
             atoms=atoms,
         )  # fmt: skip
         return batch.map(lambda leaf: leaf.cpu())
