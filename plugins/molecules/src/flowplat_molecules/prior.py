@@ -18,11 +18,14 @@ from flowplat_molecules.graphs import centred
 
 
 def aligned() -> Coupling:
-    """The coupling of a batch of molecules: noise for their positions, centred, reordered and turned, one by one."""
+    """The coupling of a batch of molecules: noise for their positions, centred, reordered and turned, one by one. A
+    plain (n, 3) is one molecule."""
 
     def couple(x0: State, x1: State, condition: State | None, generator: torch.Generator, index: Any = None) -> Pairs:
-        noise = gaussian(x1["positions"], generator)
-        return Pairs({"positions": align(noise, x1["positions"], torch.bincount(index["positions"]))}, x1)
+        places = x1 if isinstance(x1, Tensor) else x1["positions"]
+        sizes = torch.tensor([len(places)]) if index is None else torch.bincount(index["positions"])
+        moved = align(gaussian(places, generator), places, sizes)
+        return Pairs(moved if isinstance(x1, Tensor) else {"positions": moved}, x1)
 
     couple.ragged = True  # type: ignore[attr-defined]
     return couple
