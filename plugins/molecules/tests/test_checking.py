@@ -126,3 +126,11 @@ def test_score_keeps_its_judge_and_tells_errors_where_there_are_labels(knowing, 
     (tmp_path / "judge" / "judge.json").write_text("{}")
     with pytest.raises(InputError, match="holds no judge that can be read"):
         score(knowing, [path], None, judge=str(tmp_path / "judge"))
+
+
+def test_a_model_without_its_data_needs_a_judge(knowing, record, sdf) -> None:
+    from flowplat_molecules.sdf import Sdf, SdfConfig
+
+    gone = Sdf(SdfConfig(path="gone.sdf", properties=["mu"]), knowing.data.facts())
+    with pytest.raises(InputError, match=r"a new judge learns from the model's data, and .*gone\.sdf does not exist"):
+        score(type(knowing)(gone, knowing.network), [sdf("a.sdf", record("CO"))], None)

@@ -29,9 +29,9 @@ def kept(folder: Path, origin: Any, read: Callable[[], Kept]) -> Kept:
     and written there. A file that is damaged is made anew. Raises ``MachineError`` where it cannot be written."""
     path, told = folder / NAME, json.dumps(origin)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if _text(arrays["origin"]) == told:
-                return _loaded(arrays)
+        with np.load(path, allow_pickle=False) as there:
+            if _text(there["origin"]) == told:
+                return _loaded(there)
     except (OSError, ValueError, LookupError, EOFError, TypeError, zipfile.BadZipFile):
         pass
     loaded, vocabulary = read()

@@ -10,7 +10,7 @@ from rdkit import Chem
 from torch import Tensor
 
 from flowcore.data import Batch
-from flowcore.errors import UsageError
+from flowcore.errors import InputError, UsageError
 from flowplat_molecules import judge, xtb
 from flowplat_molecules.chemistry import Verdict
 from flowplat_molecules.data import Collection
@@ -48,7 +48,13 @@ def trained(data: Collection, folder: Path | None, seed: int, device: torch.devi
         raise UsageError("this model was told no property, so there is none to judge")
     if folder is not None and (folder / "judge.json").exists():
         return judge.load(folder, spec, device)
-    made = judge.fit(data.judge(), spec, seed, device, steps, progress=counter("judge", steps))
+    try:
+        source = data.judge()
+    except InputError as error:
+        raise InputError(
+            f"a new judge learns from the model's data, and {error}; or name one by judge=FOLDER"
+        ) from error
+    made = judge.fit(source, spec, seed, device, steps, progress=counter("judge", steps))
     if folder is not None:
         made.save(folder)
     return made

@@ -5,11 +5,11 @@ import logging
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from rdkit import Chem
 from torch import Tensor
 
@@ -27,19 +27,24 @@ UNITS = {
 }  # fmt: skip
 STRUCTURES, TABLE, DOUBTFUL = ("rQM9.sdf", "gdb9.sdf"), "gdb9.sdf.csv", "uncharacterized.txt"
 HEADER = 9  # lines of words before the molecules in uncharacterized.txt
+FETCH = "fetch"
 TRAINED = 100_000  # of the paper's split, in two halves
 Name = Literal["mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "u0", "u298", "h298", "g298", "cv"]
+
+
+def _place(text: str) -> str:
+    return text if text == FETCH else str(Path(text).expanduser().absolute())
 
 
 class Qm9Config(MoleculesConfig):
     """QM9."""
 
     properties: list[Name] = Field(["mu"], description="what the network is told of each molecule")  # type: ignore[assignment]
-    raw: Place | None = Field(
-        None, description="folder with gdb9.sdf or rQM9.sdf, gdb9.sdf.csv and, if it is there, uncharacterized.txt"
+    raw: Annotated[str, AfterValidator(_place)] = Field(
+        description="folder with gdb9.sdf or rQM9.sdf, gdb9.sdf.csv, and uncharacterized.txt if it is there; or `fetch`"
     )
     cache: Place | None = Field(None, description="a folder to keep in what was read, for the next run: minutes less")
-    root: Place = Field("data/qm9", description="where torch_geometric puts them, if raw is not given: a download")
+    root: Place = Field("data/qm9", description="where torch_geometric puts them with raw=fetch: a download")
 
 
 class Qm9(Sdf):
@@ -76,7 +81,7 @@ class Qm9(Sdf):
 
     @cached_property
     def _folder(self) -> Path:
-        if self.own.raw is not None:
+        if self.own.raw != FETCH:
             folder = Path(self.own.raw)
             if not folder.is_dir():
                 raise InputError(f"{folder} is no folder; data.raw names one with gdb9.sdf and {TABLE}")
