@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flowcore.data import Batch, Rows, Share, batches, end_to_end, everything, head, rows_of_step
+from flowcore.data import Batch, Cuts, Rows, Share, batches, end_to_end, everything, head, rows_of_step
 from flowcore.seeds import generator
 from flowcore.state import leaves
 
@@ -243,3 +243,46 @@ def test_batches_of_rows_are_cut_and_laid_end_to_end_as_tensors():
     assert both.x1[:, 0].tolist() == [1, 1, 1, 2, 2]
     assert both.condition.tolist() == [1, 1, 1, 2, 2]
     assert both.index is None
+
+
+# batches by their weight
+
+
+def test_a_weighed_batch_takes_the_next_rows_as_far_as_the_budget_goes():
+    costs = torch.randint(1, 20, (37,), generator=draws())
+    cuts = Cuts(costs, 60, 8, seed=0)
+    taken = [cuts.rows(step) for step in range(60)]
+    stream = first(37, 1, sum(map(len, taken)))
+    assert torch.equal(torch.cat(taken), stream)
+    place = 0
+    for rows in taken:
+        place += len(rows)
+        assert 1 <= len(rows) <= 8
+        assert costs[rows].sum() <= 60
+        if len(rows) < 8 and place < len(stream):
+            assert costs[rows].sum() + costs[stream[place]] > 60
+    assert {len(rows) for rows in taken} > {8}
+    again = Cuts(costs, 60, 8, seed=0)
+    assert torch.equal(again.rows(41), taken[41])
+
+
+def test_a_sample_heavier_than_the_budget_comes_alone_and_parts_stay_even():
+    assert [len(Cuts(torch.full((5,), 9), 4, 3, 0).rows(step)) for step in range(4)] == [1, 1, 1, 1]
+    assert [len(Cuts(torch.full((50,), 1), 7, 16, 0, parts=4).rows(step)) for step in range(3)] == [4, 4, 4]
+
+
+class Heavy(Rows):
+    """Rows that weigh something."""
+
+    def __init__(self, x1, costs, budget):
+        super().__init__(x1)
+        self.costs, self.budget = costs, budget
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_a_weighed_source_keep_to_its_budget(workers):
+    x, costs = torch.arange(40.0)[:, None], torch.arange(40) % 9 + 1
+    found = list(batches(Heavy(x, costs, 20), 10, 3, 9, seed=0, workers=workers))
+    cuts = Cuts(costs, 20, 10, 0)
+    assert [batch.x1.flatten().long().tolist() for batch in found] == [cuts.rows(step).tolist() for step in range(3, 9)]
+    assert [len(batch) for batch in batches(Heavy(x, costs, None), 10, 0, 2, seed=0)] == [10, 10]

@@ -210,6 +210,16 @@ class Coupled:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def costs(self) -> Any:
+        """See ``flowcore.data.Weighed``."""
+        return getattr(self.source, "costs", None)
+
+    @property
+    def budget(self) -> int | None:
+        """See ``flowcore.data.Weighed``."""
+        return getattr(self.source, "budget", None)
+
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """See ``Source.batch``."""
         batch = self.source.batch(rows, generator)

@@ -131,6 +131,15 @@ class Resident(Protocol):
         """The same source with its samples on ``device``, or None where it cannot."""
 
 
+@runtime_checkable
+class Weighed(Protocol):
+    """A source whose samples differ in size, and that says what a batch of them may weigh: ``costs`` (M,), int64, one a
+    sample, and ``budget`` for the samples of a step together, or None for any."""
+
+    costs: Tensor
+    budget: int | None
+
+
 Transform = Callable[[Batch, torch.Generator], Batch]
 
 
@@ -189,9 +198,13 @@ def rows_of_step(size: int, batch_size: int, step: int, seed: int) -> Tensor:
     Batches run over the end of an epoch into the next, so every batch is full and every sample is seen equally often,
     also when there are fewer samples than ``batch_size``.
     """
+    return _stretch(size, step * batch_size, (step + 1) * batch_size, seed)
+
+
+def _stretch(size: int, place: int, stop: int, seed: int) -> Tensor:
+    """The rows from ``place`` to ``stop`` of all epochs end to end."""
     if size == 0:
         raise ValueError("there are no samples to draw a batch from")
-    place, stop = step * batch_size, (step + 1) * batch_size
     rows = []
     while place < stop:
         epoch, offset = divmod(place, size)
@@ -203,6 +216,25 @@ def rows_of_step(size: int, batch_size: int, step: int, seed: int) -> Tensor:
 @lru_cache(maxsize=2)
 def _epoch(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=generator(seed, "epoch", epoch))
+
+
+class Cuts:
+    """Batches of a ``Weighed`` source: of the same epochs end to end, each batch takes the next rows, ``batch_size`` at
+    most, as long as their costs add up to no more than ``budget``; one at least, and a multiple of ``parts``. So every
+    sample is seen equally often here, too, and a batch is a function of its step."""
+
+    def __init__(self, costs: Tensor, budget: int, batch_size: int, seed: int, parts: int = 1) -> None:
+        self.costs, self.budget, self.batch_size, self.seed, self.parts = costs, budget, batch_size, seed, parts
+        self._starts = [0]
+
+    def rows(self, step: int) -> Tensor:
+        """The rows of batch number ``step``."""
+        while len(self._starts) < step + 2:
+            place = self._starts[-1]
+            ahead = _stretch(len(self.costs), place, place + self.batch_size, self.seed)
+            count = int((self.costs[ahead].cumsum(0) <= self.budget).sum())
+            self._starts.append(place + max(count - count % self.parts, self.parts))
+        return _stretch(len(self.costs), self._starts[step], self._starts[step + 1], self.seed)
 
 
 @dataclass(frozen=True)
@@ -225,10 +257,17 @@ class _Parts(Dataset[Batch]):
 
     def __init__(self, source: Source, batch_size: int, seed: int, share: Share) -> None:
         self.source, self.batch_size, self.seed, self.share = source, batch_size, seed, share
+        self.cuts: Cuts | None = None
+        if (budget := getattr(source, "budget", None)) is not None and isinstance(source, Weighed):
+            self.cuts = Cuts(source.costs, budget, batch_size, seed, share.world * share.parts)
 
     def __getitem__(self, item: int) -> Batch:
         step, part = divmod(item, self.share.parts)
-        rows = self.share.of(rows_of_step(len(self.source), self.batch_size, step, self.seed), part)
+        if self.cuts is None:
+            whole = rows_of_step(len(self.source), self.batch_size, step, self.seed)
+        else:
+            whole = self.cuts.rows(step)
+        rows = self.share.of(whole, part)
         return self.source.batch(rows, generator(self.seed, "batch", step, self.share.rank, part))
 
 
@@ -247,7 +286,7 @@ def batches(
     Each depends on (seed, step, rank, part) alone, and the rows of a step are the same however they are shared out.
     With ``workers`` they are made in as many processes, ahead of the steps that use them: worth it where a batch takes
     long to read, augment or couple. What comes is the same for any number of workers. ``pin`` puts it where a GPU
-    reads it without the processor.
+    reads it without the processor. Of a ``Weighed`` source with a budget ``batch_size`` is the most samples of a step.
     """
     parts = _Parts(source, batch_size, seed, share)
     items = range(start * share.parts, stop * share.parts)

@@ -2,6 +2,7 @@
 
 import torch
 
+from flowcore.data import batches
 from flowplat_molecules.graphs import Molecules, centred, graph, joined, matrix, of_index, split
 
 SIZES = torch.tensor([3, 1, 5, 2, 29, 2])
@@ -58,6 +59,16 @@ def test_a_source_picks_molecules_whole():
     assert picked.condition[:, 0].tolist() == picked.extra["number"].tolist() == [4, 0, 0, 3]
     for row, again in zip(rows.tolist(), split(picked), strict=True):
         assert all(torch.equal(some[row][name], again[name]) for name in again)
+
+
+def test_batches_keep_to_a_number_of_edges():
+    batch = joined(molecules())
+    source = Molecules(batch.x1, SIZES, budget=900)
+    found = list(batches(source, 4, 0, 12, seed=0))
+    edges = [2 * len(one.x1["bonds"]) for one in found]
+    assert max(edges) <= 900
+    assert min(map(len, found)) < 4
+    assert sum(len(one) for one in batches(Molecules(batch.x1, SIZES), 4, 0, 12, seed=0)) == 48
 
 
 def test_the_centre_of_each_molecule_is_removed():

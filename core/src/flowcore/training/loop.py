@@ -97,7 +97,7 @@ def fit(
     engine = engine or Engine()
     fabric, device, parts = engine.fabric, engine.device, settings.accumulate
     parameters = [p for p in state.network.parameters() if p.requires_grad]
-    count, since, saved, clock = len(state.losses), state.step, -1, time.perf_counter()
+    count, seen, saved, clock = len(state.losses), 0, -1, time.perf_counter()
     recent = torch.zeros(count + settings.log_every, device=device)  # the losses since the last row
     recent[:count] = torch.tensor(state.losses)
 
@@ -127,6 +127,7 @@ def fit(
             total: Tensor | None = None
             for part in range(parts):
                 batch = replace(next(stream).to(device), step=step)
+                seen += len(batch) * engine.world
                 draws = generator(seed, "loss", step, engine.rank, part, device=device)
                 with engine.apart(state.module) if part < parts - 1 else nullcontext():
                     value = loss(state.module, batch, draws).mean()
@@ -147,11 +148,11 @@ def fit(
             state.score = None
             if state.step % settings.log_every == 0 or over:
                 losses = unsaid()
-                speed = (state.step - since) * settings.batch_size / (pause - clock)
+                speed = seen / (pause - clock)
                 row = {"loss": math.fsum(losses) / len(losses), "grad_norm": float(norm), "lr": rate(settings, step),
                        "samples_per_s": round(speed, 1)}  # fmt: skip
                 if state.step % settings.log_every == 0:  # a run that goes on past its end has its rows where they were
-                    since, count = state.step, 0
+                    seen = count = 0
                 clock = pause = time.perf_counter()
             if validate is not None and settings.validate_every and (state.step % settings.validate_every == 0 or over):
                 state.score = row["val_loss"] = validate(state.ema.module)

@@ -47,6 +47,11 @@ class MoleculesConfig(BaseModel):
     judge_share: float = Field(
         0.5, ge=0, lt=1, description="share of the rest that only the judge of properties learns from"
     )
+    edges: int | None = Field(
+        None,
+        ge=2,
+        description="directed edges of a training batch at most, which then has fewer molecules; null for any",
+    )
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,8 @@ class Collection:
 
     def _part(self, rows: Tensor) -> Molecules:
         part, told = self.loaded.some(rows), bool(self.config.properties)
-        return Molecules(part.x1, part.sizes, part.values if told else None, {"number": rows})
+        given = part.values if told else None
+        return Molecules(part.x1, part.sizes, given, {"number": rows}, self.config.edges)
 
     def train(self) -> Molecules:
         """See ``Data.train``."""

@@ -103,15 +103,21 @@ def matrix(bonds: Tensor, size: int) -> Tensor:
 
 class Molecules:
     """A source of molecules held in memory, laid end to end: ``batch(rows)`` picks some. ``condition`` (M, K) are their
-    properties, ``extra`` tensors of a row a molecule. See ``flowcore.data.Source`` and ``Resident``."""
+    properties, ``extra`` tensors of a row a molecule, ``budget`` the directed edges that a training batch has at most.
+    See ``flowcore.data.Source``, ``Resident`` and ``Weighed``."""
 
     def __init__(
-        self, x1: State, sizes: Tensor, condition: Tensor | None = None, extra: Mapping[str, Tensor] | None = None
-    ):
+        self,
+        x1: State,
+        sizes: Tensor,
+        condition: Tensor | None = None,
+        extra: Mapping[str, Tensor] | None = None,
+        budget: int | None = None,
+    ) -> None:
         self.x1, self.sizes, self.condition, self.extra = x1, sizes, condition, dict(extra or {})
+        self.costs, self.budget = sizes * (sizes - 1), budget
         self._atoms = sizes.cumsum(0) - sizes
-        pairs = sizes * (sizes - 1) // 2
-        self._pairs = pairs.cumsum(0) - pairs
+        self._pairs = self.costs.cumsum(0) // 2 - self.costs // 2
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -128,6 +134,7 @@ class Molecules:
             self.sizes,
             None if self.condition is None else self.condition.to(device),
             {name: leaf.to(device) for name, leaf in self.extra.items()},
+            self.budget,
         )
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
