@@ -60,4 +60,4 @@ def test_without_a_folder_it_is_fetched_where_it_can_be(tmp_path, monkeypatch) -
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingPackageError, match=r"flowplat-molecules\[qm9\]"):
-        Qm9(Qm9Config(root=str(tmp_path))).train()
+        Qm9(Qm9Config(raw="fetch", root=str(tmp_path))).train()
