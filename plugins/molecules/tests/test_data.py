@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +17,7 @@ from flowcore.data import Batch
 from flowcore.errors import InputError, UsageError
 from flowcore.plugin import testing
 from flowcore.plugin.testing import data as checks
-from flowplat_molecules import records, xtb
+from flowplat_molecules import drawing, records, xtb
 from flowplat_molecules.builtin import Builtin, BuiltinConfig
 from flowplat_molecules.chemistry import molecules, sanitised
 from flowplat_molecules.data import first
@@ -186,6 +188,30 @@ def test_the_picture_is_a_grid_that_is_not_empty(small) -> None:
     assert cells.all()
     one = Image.open(io.BytesIO(small.show(some(small, 1))))
     assert one.size == (230, 210)
+
+
+def test_a_machine_without_x_has_smiles_for_structures_and_is_told_once(small, monkeypatch, caplog) -> None:
+    drawing._drawer.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "rdkit.Chem.Draw", None)
+        for _ in range(2):
+            picture = Image.open(io.BytesIO(small.show(some(small, 24))))
+    drawing._drawer.cache_clear()
+    dark = np.asarray(picture.convert("L")) < 128
+    assert dark.reshape(4, 210, 6, 230).any((1, 3)).all()
+    assert caplog.text.count("RDKit cannot draw here") == 1
+    assert "apt-get install libxrender1" in caplog.text
+
+
+def test_only_drawing_imports_rdkits_drawing() -> None:
+    """It needs libraries of X, which a slim container has not."""
+    code = (
+        "import sys, pkgutil, importlib, flowplat_molecules as m\n"
+        "[importlib.import_module(f'flowplat_molecules.{one.name}') for one in pkgutil.iter_modules(m.__path__)]\n"
+        "print([name for name in sys.modules if name.startswith('rdkit.Chem.Draw')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_first_of_a_batch(small) -> None:

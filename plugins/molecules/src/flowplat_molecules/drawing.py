@@ -1,15 +1,20 @@
 """Pictures: a grid of structures, and what was asked against what came."""
 
 import io
+import logging
 import math
 from collections.abc import Sequence
+from functools import cache
+from textwrap import wrap
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDepictor
-from rdkit.Chem.Draw import rdMolDraw2D
 
 from flowplat_molecules import chemistry
+
+log = logging.getLogger("flowplat")
 
 SHOWN, COLUMNS, WIDTH, HEIGHT = 24, 6, 230, 210
 
@@ -30,16 +35,44 @@ def grid(molecules: Sequence[Chem.Mol], legends: Sequence[str]) -> bytes:
 def _cell(molecule: Chem.Mol, legend: str) -> Image.Image:
     """One structure; nothing but the legend where RDKit cannot draw: it looks up an element of number Z less charge,
     and finds no place for atoms that are all bonded to each other."""
+    if (drawer := _drawer()) is None:
+        return _written(molecule, legend)
     with rdBase.BlockLogs():
         try:
-            drawn = _drawn(_flat(molecule), legend)
+            drawn = _drawn(drawer, _flat(molecule), legend)
         except (RuntimeError, ValueError):
-            drawn = _drawn(Chem.Mol(), legend)
+            drawn = _drawn(drawer, Chem.Mol(), legend)
     return Image.open(io.BytesIO(drawn)).convert("RGB")
 
 
-def _drawn(flat: Chem.Mol, legend: str) -> bytes:
-    canvas = rdMolDraw2D.MolDraw2DCairo(WIDTH, HEIGHT)
+@cache
+def _drawer() -> Any:
+    """RDKit's drawing, which needs libraries of X that a bare machine has not; None there, said once."""
+    try:
+        from rdkit.Chem.Draw import rdMolDraw2D
+    except ImportError as error:
+        log.warning(
+            "RDKit cannot draw here (%s), so pictures have SMILES for structures: apt-get install libxrender1 libxext6,"
+            " or what your system calls them",
+            error,
+        )
+        return None
+    return rdMolDraw2D
+
+
+def _written(molecule: Chem.Mol, legend: str) -> Image.Image:
+    """The SMILES in the place of the structure."""
+    cell = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    draw = ImageDraw.Draw(cell)
+    whole = chemistry.sanitised(molecule)
+    text = "" if whole is None else "\n".join(wrap(chemistry.smiles_of(whole), 22))
+    draw.multiline_text((WIDTH / 2, HEIGHT / 2), text, "#111111", ImageFont.load_default(16), "mm", align="center")
+    draw.text((WIDTH / 2, HEIGHT - 20), legend, "#111111", ImageFont.load_default(14), "mm")
+    return cell
+
+
+def _drawn(drawer: Any, flat: Chem.Mol, legend: str) -> bytes:
+    canvas = drawer.MolDraw2DCairo(WIDTH, HEIGHT)
     wanted = {"prepareMolsBeforeDrawing": False, "legendFontSize": 15, "fixedFontSize": 15, "fixedBondLength": 28}
     for name, value in (wanted | {"padding": 0.12}).items():
         setattr(canvas.drawOptions(), name, value)
