@@ -125,6 +125,7 @@ def test_verdicts_on_molecules_that_are_known(raw, smiles, without, valid, stabl
     assert (verdict.valid, verdict.stable_atoms, verdict.charge) == (valid, stable, charge)
     assert (verdict.closed_shell, verdict.fragments) == (closed, fragments)
     assert verdict.stable == (stable == verdict.atoms and charge == 0)
+    assert verdict.fault == ("in pieces" if fragments > 1 else "" if verdict.stable else "not stable")
 
 
 def test_a_carbon_with_five_bonds_is_not_valid_and_its_other_half_may_be(embedded) -> None:

@@ -63,6 +63,14 @@ def test_a_seed_decides_and_chunks_do_not(knowing) -> None:
     assert torch.equal(unasked.condition, knowing.data.condition(5, None))
 
 
+def test_guidance_insists_on_the_property(knowing) -> None:
+    def drawn(**options):
+        batch = generate(knowing, [], None, target=3, number=6, steps=2, values="none", **options)
+        return [row["smiles"] for row in batch.extra["rows"]]
+
+    assert drawn() == drawn(guidance=1.0) != drawn(guidance=0.0)  # at 0 the model is asked for nothing
+
+
 def test_a_size_or_a_formula_is_kept(knowing, small) -> None:
     batch = generate(knowing, [], None, target=2, number=4, n_atoms=9, steps=2, values="none")
     assert [row["atoms"] for row in batch.extra["rows"]] == [9] * 4

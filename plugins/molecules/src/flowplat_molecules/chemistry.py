@@ -175,6 +175,15 @@ class Verdict:
         """All atoms stable, no net charge, nothing left masked."""
         return self.stable_atoms == self.atoms and self.charge == 0 and not self.masked
 
+    @property
+    def fault(self) -> str:
+        """The gravest fault in a word or two, for a picture; empty where there is none."""
+        if not self.valid:
+            return "not valid"
+        if self.fragments > 1:
+            return "in pieces"
+        return "" if self.stable else "not stable"
+
 
 def judged(raw: Chem.Mol, masked: bool = False) -> Verdict:
     """See ``Verdict``. ``masked`` says that a label of it was left masked, which the molecule cannot show.

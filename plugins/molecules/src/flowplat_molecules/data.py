@@ -260,8 +260,7 @@ class Collection:
                 words = [
                     f"{one.name} {value:.3g}" for one, value in zip(properties, row, strict=True) if value == value
                 ]
-            state = "" if verdict.stable else "not stable" if verdict.valid else "not valid"
-            legends.append(", ".join([*words[:2], state] if state else words[:2]))
+            legends.append(", ".join([*words[:2], *([verdict.fault] if verdict.fault else [])]))
         return drawing.grid([raw for raw, _ in checked], legends)
 
 

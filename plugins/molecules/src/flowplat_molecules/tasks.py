@@ -16,6 +16,7 @@ from torch import Tensor
 from flowcore.data import Batch
 from flowcore.errors import InputError, UsageError
 from flowcore.files import refusals
+from flowcore.guidance import classifier_free
 from flowcore.plugin.contracts import Trained
 from flowcore.seeds import generator
 from flowplat_molecules import chemistry, drawing, evaluators, metrics, records, xtb
@@ -64,6 +65,10 @@ def generate(
     steps: Annotated[int, Field(ge=1, description="steps of the sampler")] = 100,
     eta: Eta = 10.0,
     temperature: Temperature = 0.05,
+    guidance: Annotated[
+        float | None,
+        Field(ge=0, description="classifier-free scale: 1 follows the property, more insists on it; null: the run's"),
+    ] = None,
     values: Annotated[Values, Field(description="who says what they have; auto is xTB where it is installed")] = "auto",
     judge: JudgeFolder = "",
     judge_steps: JudgeSteps = evaluators.STEPS,
@@ -90,7 +95,7 @@ def generate(
     wish = _wish(property, target, known)
     told = data.condition(number, wish)
     evaluating = _evaluators(values, known)
-    given = _Drawing(trained, steps, eta, temperature, seed, size, atoms)
+    given = _Drawing(trained, steps, eta, temperature, guidance, seed, size, atoms)
     batch, checked, drawn = _valid(given, told, number, data) if only_valid else _all(given, told, number, data)
     found = _values(trained, data, Kept(batch, checked, {}), evaluating, judge, judge_steps)
     columns: dict[str, Any] = dict(data.asked(batch))
@@ -145,6 +150,7 @@ class _Drawing:
     steps: int
     eta: float
     temperature: float
+    guidance: float | None
     seed: int
     size: int | None
     atoms: Tensor | None
@@ -152,6 +158,8 @@ class _Drawing:
     def chunk(self, number: int, condition: Tensor | None, count: int) -> Batch:
         """The molecules of chunk ``number``, which depends on the seed and its number alone."""
         trained, parts = self.trained, self.trained.parts()
+        if self.guidance is not None and condition is not None:
+            parts = replace(parts, guidance=(classifier_free(self.guidance),))
         categories = getattr(trained.network, "categories", "masked")
         trained.network.eval()
         draws = generator(self.seed, "generate", number, device=trained.device)
@@ -261,8 +269,8 @@ def legends(rows: Sequence[records.Row], known: Sequence[Property], kept: Kept) 
                 words.append(f"asked {wanted:.3g}")
             if came is not None and came == came:
                 words.append(f"{source} {came:.3g}")
-        if not one.stable:
-            words.append("not stable" if one.valid else "not valid")
+        if (fault := one.fault) != "":
+            words.append(fault)
         made.append(", ".join(words))
     return made
 
