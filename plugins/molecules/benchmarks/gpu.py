@@ -1,10 +1,11 @@
 """The full network on one GPU in some eight minutes: speed, small molecules, QM7, asked dipoles, five embeddings.
 
-    python plugins/molecules/benchmarks/gpu.py --out FOLDER [--qm7 qm7.sdf.gz] [--seconds 450] [--quick]
+    python plugins/molecules/benchmarks/gpu.py --out FOLDER [--qm7 qm7.sdf.gz] [--seconds 450] [--quick | --small]
 
 qm7.sdf.gz is what scripts/qm7_to_sdf.py makes of QM7. FOLDER/gpu.json is written after every stage, with whatever went
 wrong in one; what is drawn lies under FOLDER/drawn. xTB's values are computed in other processes meanwhile, where
-tblite and dftd4 are there. --quick is for a look whether it works, anywhere.
+tblite and dftd4 are there. --quick is for a look whether it works, anywhere; --small takes the default preset's network
+and fixed numbers of steps, for a processor.
 """
 
 import argparse
@@ -45,8 +46,9 @@ PEAK = {
 class Report:
     """What was found, on the disk after every stage."""
 
-    def __init__(self, folder: Path, quick: bool, seconds: float) -> None:
-        self.folder, self.quick, self.seconds, self.start = folder, quick, seconds, time.perf_counter()
+    def __init__(self, folder: Path, quick: bool, small: bool, seconds: float) -> None:
+        self.folder, self.quick, self.small, self.seconds = folder, quick, small, seconds
+        self.start = time.perf_counter()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         card = torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor()
         self.found: dict[str, Any] = {
@@ -77,21 +79,26 @@ class Report:
 
 
 def settled(report: Report, *overrides: str) -> Experiment:
-    """The full network's preset, made smaller only where the look is quick."""
+    """The full network's preset, or the small one's, made smaller still where the look is quick."""
+    if report.small:
+        usual = ("eval.metrics=[]", "engine.threads=1", "sample.batch_size=60")
+        return Experiment(resolve("molecules", [*usual, *overrides], "molecules"))
     quick = (
         "network.scalars=32", "network.vectors=4", "network.edges=16", "network.blocks=3", "train.batch_size=16",
         "sample.batch_size=16", "sample.steps=4", "train.validate_samples=32",
     )  # fmt: skip
-    workers = "engine.workers=0" if report.quick else "engine.workers=8"
     usual = (
         "train.batch_size=256", "train.clip_by=norm", "train.weight_decay=1e-4", "train.ema=0.998",
-        "train.validate_every=null", "sample.batch_size=200", "eval.metrics=[]", workers,
+        "train.validate_every=null", "sample.batch_size=200", "eval.metrics=[]",
+        "engine.workers=0" if report.quick else "engine.workers=8",
     )  # fmt: skip
     return Experiment(resolve("molecules", [*usual, *overrides, *(quick if report.quick else ())], "propmolflow"))
 
 
-def trained(report: Report, experiment: Experiment, seconds: float, lr: float = 6e-4) -> tuple[Model, dict[str, Any]]:
-    """The run trained for about so many seconds, the rate falling to zero at the end; and how that went."""
+def trained(report: Report, experiment: Experiment, seconds: float, steps: int) -> tuple[Model, dict[str, Any]]:
+    """The run trained for about so many seconds, or of a small network for ``steps`` steps, the rate falling to zero at
+    the end; and how that went."""
+    lr = experiment.config.train.lr if report.small else 6e-4
 
     def timed(steps: int, source: Any, log: list[dict[str, Any]]) -> tuple[Any, float]:
         settings = experiment.config.train.model_copy(
@@ -106,13 +113,14 @@ def trained(report: Report, experiment: Experiment, seconds: float, lr: float = 
         fit(state, experiment.loss, source, settings, seed, log.append, lambda state: None, engine=engine)
         return state, time.perf_counter() - began
 
-    short = 4 if report.quick else 24
     source = experiment.source
-    timed(2, source, [])
-    _, first = timed(short, source, [])
-    _, more = timed(2 * short, source, [])  # what the start of the loader costs is in both
-    pace = max((more - first) / short, 1e-4)
-    steps = 6 if report.quick else max(60, int(0.93 * (seconds - 2 * (first + more)) / pace))
+    if not report.small:
+        short = 4 if report.quick else 24
+        timed(2, source, [])
+        _, first = timed(short, source, [])
+        _, more = timed(2 * short, source, [])  # what the start of the loader costs is in both
+        pace = max((more - first) / short, 1e-4)
+        steps = 6 if report.quick else max(60, int(0.93 * (seconds - 2 * (first + more)) / pace))
     log: list[dict[str, Any]] = []
     state, took = timed(steps, source, log)
     model = Model(experiment, state.ema.module.eval(), report.folder)
@@ -325,26 +333,29 @@ def main() -> None:
     parser.add_argument("--qm7", type=Path)
     parser.add_argument("--seconds", type=float, default=450)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
     quick = options.quick
-    report = Report(options.out, quick, options.seconds)
-    pool = ProcessPoolExecutor(2 if quick else 10, mp_context=multiprocessing.get_context("spawn"))
+    small_one = options.small
+    report = Report(options.out, quick, small_one, options.seconds)
+    pool = ProcessPoolExecutor(1 if small_one else 2 if quick else 10, mp_context=multiprocessing.get_context("spawn"))
     waiting: dict[str, Callable[[], dict[str, Any]]] = {}
     whole = options.seconds
 
-    report.stage("speed", lambda: speed(report))
+    if not small_one:
+        report.stage("speed", lambda: speed(report))
     compiles = _faster_compiled(report.found.get("speed", {}))
     report.found["compiled_training"] = compiles
     common = ["engine.compile=true"] if compiles else []
-    count, each = (8, 2) if quick else (1000, 200)
+    count, each = (8, 2) if quick else (120, 60) if small_one else (1000, 200)
 
     def run(name: str, data: str, seconds: float, guided: bool) -> None:
         box: dict[str, Any] = {}
 
         def train() -> dict[str, Any]:
-            box["model"], told = trained(report, settled(report, data, *common), seconds)
+            box["model"], told = trained(report, settled(report, data, *common), seconds, 1500)
             return told
 
         report.stage(f"{name}: training", train)
@@ -377,11 +388,11 @@ def main() -> None:
 
     share = max(8.0, (report.left - 45) / len(EMBEDDINGS) - 6)
     for embedding in EMBEDDINGS:
-        if report.left < 25 and not quick:
+        if report.left < 25 and not quick and not small_one:
             break
 
         def one(embedding: str = embedding) -> dict[str, Any]:
-            model, told = trained(report, settled(report, small, f"network.embedding={embedding}", *common), share)
+            model, told = trained(report, settled(report, small, f"network.embedding={embedding}", *common), share, 500)
             label = f"embedding {embedding}"
             waiting[f"{label}: dipoles"] = asked(report, model, each, label.replace(" ", "-"), pool)
             return told
