@@ -55,7 +55,7 @@ def row_of(data, smiles):
 
 @pytest.mark.parametrize("categories", ["masked", pytest.param("simplex", marks=pytest.mark.slow)])
 def test_one_molecule_is_learnt_by_heart(categories):
-    """Item 7, by 600 small steps: methanol, in at least eight samples of ten; 45 of 50 on the machine it was written on."""
+    """Item 7, by 600 small steps: methanol, in at least eight samples of ten; 45 of 50 where it was written."""
     data = Builtin(BuiltinConfig(holdout=0, judge_share=0))
     verdicts, known = learnt(data, row_of(data, "CO"), 600, 16, categories)
     assert known == {"CO"}
