@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ALL    := $(notdir $(wildcard plugins/*))
 TESTED_images := [diffusers,hf]
+TESTED_molecules := [xtb,dft,posebusters]
 
 .PHONY: run test test-slow kills lint types docs pictures bench install clean help
 .SECONDARY:
