@@ -82,11 +82,12 @@ class Hf(Texts):
         if split not in self._splits:
             raise InputError(f"{path} has no split {split!r}; there are {', '.join(self._splits)}: set data.split")
         rows = self._splits[split]
+        if field in (rows.column_names or ()):  # which a stream may not know
+            rows = rows.select_columns([field])
         for number, row in enumerate(rows):
             if field not in row:
-                raise InputError(
-                    f"{path} has no column {field!r}; there are {', '.join(row)}: name one with data.field"
-                )
+                there = ", ".join(row)
+                raise InputError(f"{path} has no column {field!r}; there are {there}: name one with data.field")
             text = row[field]
             if not isinstance(text, str):
                 raise InputError(f"{path}, row {number}: {field!r} is {type(text).__name__}, not text")
