@@ -63,10 +63,12 @@ def generative_perplexity(config: JudgeConfig, samples: Batch, measured: Measure
 def _example(folder: Path) -> dict[str, Any]:
     """See ``Checkable.example``: a judge of bytes that has learned nothing."""
     from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
 
     from flowplat_text.hugging import fast
     from flowplat_text.vocabulary import Vocabulary
 
+    logging.disable_progress_bar()
     sizes = {"vocab_size": 258, "n_positions": 256, "n_embd": 8, "n_layer": 1, "n_head": 1}
     GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=257, eos_token_id=257)).save_pretrained(folder)
     fast(Vocabulary(), 256).save_pretrained(folder)
