@@ -355,3 +355,46 @@ def test_any_other_field_has_a_higher_loss_by_its_squared_distance(name):
         x = path.interpolate(pairs.x0, pairs.x1, t)
         squared = torch.as_tensor(d(x, t), dtype=torch.float64).square().mean()
         assert abs(rise.mean() - squared) < 4 * rise.std() / n**0.5
+
+
+# what is known of the data
+
+
+@pytest.mark.parametrize("predicts", ["velocity", "noise", "x1"])
+def test_under_a_mask_the_loss_is_the_mean_over_what_is_known(predicts):
+    pairs, value = pairs_of((4, 2, 3)), normal((4, 2, 3), 5)
+    mask = (normal((4, 2, 3), 6) > 0).double()
+    mask[3] = 0
+    field = returning(value, predicts=predicts)
+    found = matching_loss(field, pairs, PER_SAMPLE, mask=mask)
+    squares = (value - field.path.target(predicts, *pairs[:2], PER_SAMPLE)).square()
+    wanted = double([squares[i][mask[i] == 1].mean().item() for i in range(3)] + [0])
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_mask_of_ones_changes_nothing_and_masks_may_be_of_truths():
+    pairs, field = pairs_of((4, 3)), returning(normal((4, 3), 5))
+    plain = matching_loss(field, pairs, PER_SAMPLE)
+    torch.testing.assert_close(matching_loss(field, pairs, PER_SAMPLE, mask=torch.ones(4, 3, dtype=torch.bool)), plain)
+
+
+def test_what_is_unknown_gives_no_gradient_even_where_the_data_are_nonsense():
+    value = normal((4, 3), 5).requires_grad_()
+    x0, x1 = pairs_of((4, 3))[:2]
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    mask[:, 1] = False
+    x1[:, 1] = 1e30
+    matching_loss(returning(value), Pairs(x0, x1), PER_SAMPLE, mask=mask).sum().backward()
+    assert (value.grad[:, 1] == 0).all()
+    assert (value.grad[:, [0, 2]] != 0).all()
+
+
+def test_leaves_have_masks_of_their_own_and_one_of_another_shape_is_refused():
+    value = {"a": normal((4, 3), 1), "b": normal((4,), 2)}
+    pairs = Pairs({"a": normal((4, 3), 3), "b": normal((4,), 4)}, {"a": normal((4, 3), 5), "b": normal((4,), 6)})
+    field = Field(lambda x, t, condition: value, Product({"a": paths.linear(), "b": paths.linear()}))
+    mask = {"a": torch.zeros(4, 3), "b": torch.ones(4)}
+    wanted = (value["b"] - (pairs.x1["b"] - pairs.x0["b"])).square()
+    torch.testing.assert_close(matching_loss(field, pairs, PER_SAMPLE, mask=mask), wanted)
+    with pytest.raises(ValueError, match=r"the mask has the shape \(4, 2\), the state \(4, 3\)"):
+        matching_loss(returning(value["a"]), pairs_of((4, 3)), PER_SAMPLE, mask=torch.ones(4, 2))

@@ -25,7 +25,8 @@ class Batch:
     """Samples of one batch.
 
     ``x1`` is the data. ``condition`` is what the network is told of each sample, or None. ``x0`` is the source where
-    it is given rather than drawn (reflow pairs, paired images), ``weight`` (B,) the weights of those pairs. ``index``
+    it is given rather than drawn (reflow pairs, paired images), ``weight`` (B,) the weights of those pairs. ``mask``,
+    shaped like x1, is 1 where x1 is known and 0 where it stands for nothing; None where all of it is. ``index``
     and ``samples`` belong to ragged batches. ``extra`` holds what metrics and writers want and the network must not
     see: labels, names, units. ``step`` is the training step, counted from 0, that the batch is used in; None outside of
     training.
@@ -39,6 +40,7 @@ class Batch:
     weight: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     step: int | None = None
+    mask: State | None = None
 
     def __len__(self) -> int:
         return first_leaf(self.x1).shape[0] if self.samples is None else self.samples

@@ -269,8 +269,8 @@ def gradient_skipping(loss: Loss, rate: float, repeats: int = 1) -> Guidance:
 class Observation(Guidance):
     """See ``observation``."""
 
-    def __init__(self, loss: Loss, scale: float, place: str) -> None:
-        self.loss, self.scale, self.place = loss, scale, place
+    def __init__(self, loss: Loss, scale: float, place: str, weight: str, clip: float | None) -> None:
+        self.loss, self.scale, self.place, self.weight, self.clip = loss, scale, place, weight, clip
 
     def _gradient(self, field: Field, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """v and grad_x L(E[x1 | x]), through the network, from one evaluation."""
@@ -278,44 +278,89 @@ class Observation(Guidance):
 
         def loss(leaf: Tensor) -> Tensor:
             seen.append(field.velocity(leaf, time).detach())
-            return self.loss(field.x1(leaf, time))
+            x1 = field.x1(leaf, time)
+            return self.loss(x1, time) if getattr(self.loss, "timed", False) else self.loss(x1)  # type: ignore[call-arg]
 
         with torch.inference_mode(False):
             time = t.clone()
         gradient = _gradient(loss, x)
+        if self.clip is not None:
+            norm = expand(gradient.flatten(1).norm(dim=1), gradient)
+            gradient = gradient * (self.clip / norm.clamp(min=self.clip))
         return seen[0], gradient
+
+    def _shift(self, field: Field, x: Tensor, t: Tensor, gradient: Tensor) -> Tensor:
+        """What the velocity loses for a gradient of L."""
+        if self.weight == "score":
+            spread = getattr(field.path.source, "covariance", None)  # type: ignore[union-attr]
+            return _pull(field, t, x) * (gradient if spread is None else spread(gradient))
+        if self.weight == "constant":
+            return gradient
+        path = field.path
+        now = expand(t.clamp(path.start, path.stop), x)
+        _, s, _, ds = path.coefficients(now)  # type: ignore[union-attr]
+        return s * ds.abs() * gradient
 
     def velocity(self, field: Field, x: State, t: Tensor, dt: float) -> State:
         if self.place != "velocity" or self.scale == 0:
             return field.velocity(x, t)
         v, gradient = self._gradient(field, x, t)
-        return v - self.scale * _pull(field, t, x) * gradient
+        return v - self.scale * self._shift(field, x, t, gradient)
 
     def state(self, field: Field, x: State, t: Tensor, dt: float) -> State:
         if self.place != "state" or self.scale == 0 or dt == 0:
             return x
-        return x - self.scale * dt * _pull(field, t, x) * self._gradient(field, x, t)[1]
+        return x - self.scale * dt * self._shift(field, x, t, self._gradient(field, x, t)[1])
 
 
-def observation(loss: Loss, scale: float = 1.0, place: Literal["velocity", "state"] = "velocity") -> Guidance:
-    """v - w (W sigma / alpha) grad_x L(E[x1 | x]), differentiated through the network.
+def observation(
+    loss: Loss,
+    scale: float = 1.0,
+    place: Literal["velocity", "state"] = "velocity",
+    weight: Literal["score", "tsflow", "constant"] = "score",
+    clip: float | None = None,
+) -> Guidance:
+    """v - w c(t) grad_x L(E[x1 | x]), differentiated through the network.
 
     The loss is a negative log-likelihood of what was observed given the data: ``squared_error`` or ``quantile``. In the
     place "velocity" this is diffusion posterior sampling (Chung et al. 2022, arXiv 2209.14687); in the place "state"
-    the same shift, times dt, is made once after each step (Kollovieh et al. 2023, arXiv 2307.11494).
+    the same shift, times dt, is made once after each step (Kollovieh et al. 2023, arXiv 2307.11494). ``weight`` is c:
+
+        score     W sigma / alpha K   what a score of x_t is worth, so that w = 1 is Bayes' rule where L is
+                                      -log p(y | x_t); K is the covariance of the source, I unless it states another
+        tsflow    sigma |sigma'|      1 - t on straight lines, bounded at both ends (Kollovieh et al. 2024, arXiv
+                                      2410.03024, who take a sigma that vanishes for a Gaussian source; this one does not)
+        constant  1
+
+    ``clip`` bounds the norm of a sample's gradient. A loss with the attribute ``timed`` is called with t, too.
     """
     if place not in ("velocity", "state"):
         raise ValueError(f"place must be 'velocity' or 'state', not {place!r}")
-    return Observation(loss, scale, place)
+    if weight not in ("score", "tsflow", "constant"):
+        raise ValueError(f"weight must be 'score', 'tsflow' or 'constant', not {weight!r}")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be positive, not {clip}")
+    return Observation(loss, scale, place, weight, clip)
 
 
-def squared_error(observed: Tensor, mask: Tensor, variance: float = 1.0) -> Loss:
-    """|mask (observed - x1)|^2 / (2 variance) summed: -log N(observed; x1, variance) up to a constant."""
+def squared_error(observed: Tensor, mask: Tensor, variance: float | Callable[[Tensor], Tensor] = 1.0) -> Loss:
+    """|mask (observed - x1)|^2 / (2 variance) summed: -log N(observed; x1, variance) up to a constant.
 
-    def loss(x1: Tensor) -> Tensor:
-        return ((observed - x1) * mask).square().flatten(1).sum(1) / (2 * variance)
+    ``variance`` may be a function of t: that of y given x_t is the noise of y and, besides, Var[x1 | x_t]
+    (Song et al. 2023, PiGDM).
+    """
 
-    return loss
+    def squares(x1: Tensor) -> Tensor:
+        return ((observed - x1) * mask).square().flatten(1).sum(1)
+
+    if not callable(variance):
+        return lambda x1: squares(x1) / (2 * variance)
+
+    def loss(x1: Tensor, t: Tensor) -> Tensor:
+        return squares(x1) / (2 * variance(t))
+
+    loss.timed = True  # type: ignore[attr-defined]
+    return loss  # type: ignore[return-value]
 
 
 def quantile(observed: Tensor, mask: Tensor, levels: Tensor | None = None) -> Loss:

@@ -62,6 +62,7 @@ def matching_loss(
     weight: Tensor | None = None,
     perceptual: Perceptual | None = None,
     compares: Prediction | None = None,
+    mask: State | None = None,
 ) -> Tensor:
     """The matching loss per sample, shape (B,), multiplied by the pairs' weights over their mean.
 
@@ -69,8 +70,9 @@ def matching_loss(
     averaged first, so a large molecule weighs as much as a small one. ``compares`` names the kind of prediction that
     ``metric`` is of, where it is not the network's own: both are converted into it.
     ``perceptual(x1_prediction, x1, t) -> (B,)`` is added: a distance between the data and what the field makes of x_t.
-    ``weight`` (B,) multiplies the sum (importance of t, ``times.weights(t)``). Raises ``ValueError`` where the
-    network's output has another shape than its input.
+    ``weight`` (B,) multiplies the sum (importance of t, ``times.weights(t)``). ``mask``, shaped like x1, is 1 where the
+    data are known: elsewhere nothing is missed, and what a leaf misses is averaged over its known entries, 0 where
+    there are none. Raises ``ValueError`` where the network's output, or the mask, has another shape than its input.
     """
     x = field.path.interpolate(pairs.x0, pairs.x1, t, index)
     prediction = field.predict(x, t)
@@ -79,7 +81,10 @@ def matching_loss(
     if compares is not None:
         said, kind = field.path.convert(prediction, x, t, field.predicts, compares, index), compares
     target = field.path.target(kind, pairs.x0, pairs.x1, t, index)
-    loss = _compare(said, target, metric or l2(), index, t.shape[0])
+    if mask is not None:
+        tree_map(_covers, mask, x)
+        said = tree_map(lambda s, wanted, known: torch.where(known.bool(), s, wanted), said, target, mask)
+    loss = _compare(said, target, metric or l2(), index, t.shape[0], mask)
     if perceptual is not None:
         loss = loss + perceptual(field.path.convert(prediction, x, t, field.predicts, "x1", index), pairs.x1, t)
     if weight is not None:
@@ -94,11 +99,26 @@ def _agree(prediction: Tensor, x: Tensor) -> None:
         raise ValueError(f"the network returned {tuple(prediction.shape)} for a state of {tuple(x.shape)}")
 
 
-def _compare(prediction: State, target: State, metric: Metric, index: Any, samples: int) -> Tensor:
+def _covers(mask: Tensor, x: Tensor) -> None:
+    if mask.shape != x.shape:
+        raise ValueError(f"the mask has the shape {tuple(mask.shape)}, the state {tuple(x.shape)}")
+
+
+def _compare(
+    prediction: State, target: State, metric: Metric, index: Any, samples: int, mask: State | None = None
+) -> Tensor:
     if not isinstance(target, Tensor):
-        parts = [_compare(prediction[key], target[key], metric, branch(index, key), samples) for key in target]
+        parts = [
+            _compare(
+                prediction[key], target[key], metric, branch(index, key), samples, None if mask is None else mask[key]
+            )
+            for key in target
+        ]
         return torch.stack(parts).sum(0)
     rows = metric(prediction, target)
+    if mask is not None:  # the metric is a mean over all entries
+        known = _rows(mask)
+        rows = rows * (known.shape[1] / known.sum(1).clamp(min=1)).to(rows.dtype)
     if index is None:
         return rows
     total = rows.new_zeros(samples).index_add(0, index, rows)

@@ -17,14 +17,17 @@ def matching(parts: Parts, compares: Literal["velocity", "x1", "noise"] | None =
     """E[w(t) metric(network(x_t, t, condition), target)]: see ``flowcore.losses.matching_loss``.
 
     The batch brings x0 where a coupling has paired it; independent noise is drawn here, on the device. A share
-    ``drop_condition`` of the conditions is replaced by the null condition. ``compares`` is what ``metric`` is of, where
+    ``drop_condition`` of the conditions is replaced by the null condition. Entries that the batch's mask leaves out are
+    missed by nobody. ``compares`` is what ``metric`` is of, where
     that is not what the network predicts: 2-Rectified Flow++ compares the velocity of an edm network.
     """
 
     def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         field, pairs, t = posed(parts, network, batch, generator)
         weight = parts.times.weights(t)
-        return matching_loss(field, pairs, t.float(), parts.loss, batch.index, weight, compares=compares)
+        return matching_loss(
+            field, pairs, t.float(), parts.loss, batch.index, weight, compares=compares, mask=batch.mask
+        )
 
     return loss
 
