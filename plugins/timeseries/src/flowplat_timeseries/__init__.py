@@ -1,0 +1,1 @@
+"""Time series: data, network, guidance, metrics and tasks for flows of windows."""

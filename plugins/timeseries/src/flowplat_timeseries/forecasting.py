@@ -1,0 +1,57 @@
+"""Forecasting, which is filling in: windows are drawn from the model under guidance by what is known of them."""
+
+import torch
+from torch import Tensor, nn
+
+from flowcore.plugin.contracts import Parts
+from flowcore.solvers import solve
+from flowplat_timeseries.guidance import Likelihood, Weight, levels, self_guidance
+
+ROWS = {"cpu": 256, "cuda": 4096}
+"""Windows drawn at once: what is in memory does not grow with the number of series. Part of the draws, as are the
+generator and its device: a forecast is the same wherever it is repeated with these."""
+
+
+def forecast(
+    parts: Parts,
+    network: nn.Module,
+    observed: Tensor,
+    mask: Tensor,
+    samples: int = 100,
+    steps: int = 32,
+    *,
+    likelihood: Likelihood = "quantile",
+    scale: float = 4.0,
+    weight: Weight = "tsflow",
+    clip: float | None = None,
+    normalised: bool = False,
+    generator: torch.Generator,
+) -> Tensor:
+    """Draws (B, S, L) of the series of windows ``observed`` (B, C, L), known where ``mask`` is 1; scaled as these are.
+
+    Row j of S is steered by the quantile level (j + 1) / (S + 1) where the likelihood is "quantile", so rows come in
+    order of level: shuffle them where some may be cut off. What is known comes back as the model draws it, near to what
+    was observed. ``scale`` 0 does not look at the observation. One evaluation of the network forward and one back a
+    step. Works under ``torch.no_grad`` and in inference mode. Raises ``ValueError`` where the shapes differ or an
+    observed value is not finite.
+    """
+    if observed.shape != mask.shape or observed.ndim != 3:
+        raise ValueError(f"windows (B, C, L) and a mask like them, not {tuple(observed.shape)} and {tuple(mask.shape)}")
+    known = mask.bool().to(parts.device)
+    y = torch.where(known, observed.to(parts.device, torch.float32), 0.0)
+    if not bool(y.isfinite().all()):
+        raise ValueError("an observed value is not finite: mask it")
+    many = max(1, ROWS.get(parts.device.type, ROWS["cpu"]) // samples)
+    drawn = []
+    with torch.no_grad():
+        for part, there in zip(y.split(many), known.float().split(many), strict=True):
+            told = part.repeat_interleave(samples, 0), there.repeat_interleave(samples, 0)
+            level = levels(samples).repeat(len(part))
+            steered = self_guidance(*told, level, likelihood, scale, weight, clip, normalised)
+            x0 = parts.path.draw_source(torch.empty(told[0].shape, device=generator.device), generator)
+            start = parts.path.initial(x0.to(parts.device))
+            x1 = solve(parts.field(network), start, steps, parts.solver, [steered], generator=generator)
+            drawn.append(x1[:, 0].reshape(len(part), samples, -1))
+    if not drawn:
+        return observed.new_zeros(0, samples, observed.shape[2])
+    return torch.cat(drawn)

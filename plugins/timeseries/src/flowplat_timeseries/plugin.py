@@ -1,0 +1,53 @@
+"""What the time series plugin registers."""
+
+from flowcore.plugin import hookimpl
+from flowcore.plugin.hookspecs import Register
+
+
+@hookimpl
+def register_data(register: Register) -> None:
+    data = "flowplat_timeseries.data"
+    register(
+        "builtin", f"{data}:Builtin", config=f"{data}:BuiltinConfig", summary="hourly series of four kinds, no download"
+    )
+    register("files", f"{data}:Files", config=f"{data}:FilesConfig", summary="tables, long or wide, and JSON lines")
+
+
+@hookimpl
+def register_networks(register: Register) -> None:
+    networks = "flowplat_timeseries.networks"
+    register(
+        "s4d", f"{networks}:s4d", config=f"{networks}:S4DOptions",
+        summary="diagonal state spaces that see a window in both directions: TSDiff",
+    )  # fmt: skip
+
+
+@hookimpl
+def register_paths(register: Register) -> None:
+    register(
+        "gaussian_process", "flowplat_timeseries.priors:gaussian_process",
+        summary="straight lines from a Gaussian process: TSFlow",
+    )  # fmt: skip
+
+
+@hookimpl
+def register_metrics(register: Register) -> None:
+    register(
+        "forecasts",
+        "flowplat_timeseries.metrics:forecasts",
+        summary="CRPS and others of forecasts, with and without gaps",
+    )
+    register(
+        "linear_predictive_score", "flowplat_timeseries.synthesis:linear_predictive_score",
+        summary="the error of ridge regression that learns from the samples",
+    )  # fmt: skip
+
+
+@hookimpl
+def register_presets(register: Register) -> None:
+    presets = "flowplat_timeseries:presets"
+    register(
+        "flow", f"{presets}/flow.yaml", summary="hourly series by flow matching, minutes on a laptop", default=True
+    )
+    register("gp", f"{presets}/gp.yaml", summary="TSFlow: noise from a Gaussian process, paired by optimal transport")
+    register("tsdiff", f"{presets}/tsdiff.yaml", summary="TSDiff: the same by variance-preserving diffusion")
