@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowcore import interpolants, paths
-from flowcore.closed_form import MixtureVelocity, interpolant_mixture, mixture
+from flowcore.closed_form import MixtureVelocity, correlated, interpolant_mixture, mixture
 from flowcore.field import Field
 from flowcore.seeds import generator
 from flowcore.solvers import euler, exponential, solve, time_grid
@@ -363,3 +363,26 @@ def test_the_module_moves_its_buffers_and_holds_no_parameters():
     x = normal(5, 1)
     assert narrow.velocity(x.float(), 0.4).dtype == torch.float32
     torch.testing.assert_close(narrow.velocity(x.float(), 0.4).double(), field.velocity(x, 0.4), rtol=1e-5, atol=1e-5)
+
+
+# correlated data
+
+
+@each_path
+def test_uncorrelated_data_are_a_mixture_of_one(path):
+    t = double([0.2, 0.5, 0.9])
+    x = torch.randn(3, 4, generator=generator(0), dtype=torch.float64)
+    mean = torch.randn(4, generator=generator(1), dtype=torch.float64)
+    found = correlated(path, mean, 0.25 * torch.eye(4, dtype=torch.float64)).velocity(x, t)
+    torch.testing.assert_close(found, mixture(path, mean[None], 0.5).velocity(x, t))
+
+
+def test_the_flow_of_correlated_data_ends_at_their_covariance():
+    """The flow of a Gaussian is linear: the images of 0 and of the unit vectors tell all of it, in each channel."""
+    S = double([[1.0, 0.6, 0.2], [0.6, 2.0, -0.5], [0.2, -0.5, 0.5]])
+    x0 = torch.cat([torch.zeros(1, 3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)])
+    x1 = solve(correlated(paths.linear(), double(1.5), S), torch.stack([x0, x0], 1), 200, "rk4")
+    A = x1[1:] - x1[:1]
+    torch.testing.assert_close(x1[0], torch.full((2, 3), 1.5, dtype=torch.float64), atol=1e-6, rtol=0)
+    for channel in (0, 1):
+        torch.testing.assert_close(A[:, channel].T @ A[:, channel], S, atol=1e-5, rtol=0)

@@ -102,6 +102,36 @@ def mixture(path: Affine, means: Tensor, std: float | Tensor = 0.0, weights: Ten
     return Field(MixtureVelocity(path, (_end(means, std, weights), source)), path)
 
 
+class CorrelatedVelocity(nn.Module):
+    """``forward(x, t, condition)`` is the exact velocity of x (..., d) for data N(m, S) and white noise."""
+
+    def __init__(self, path: Affine, mean: Tensor, covariance: Tensor) -> None:
+        super().__init__()
+        self.path = path
+        self.mean: Tensor
+        self.spectrum: Tensor
+        self.basis: Tensor
+        spectrum, basis = torch.linalg.eigh(covariance)
+        self.register_buffer("mean", mean)
+        self.register_buffer("spectrum", spectrum)
+        self.register_buffer("basis", basis)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Any = None) -> Tensor:
+        a, s, da, ds = self.path.coefficients(expand(t, x))
+        rate = (a * da * self.spectrum + s * ds) / (a.square() * self.spectrum + s.square())
+        return da * self.mean + (((x - a * self.mean) @ self.basis) * rate) @ self.basis.T
+
+
+def correlated(path: Affine, mean: Tensor, covariance: Tensor) -> Field:
+    """The exact field for data N(m, S) along the last dimension, each row by itself, and source N(0, I).
+
+        v(x, t) = alpha' m + (alpha alpha' S + sigma sigma' I) (alpha^2 S + sigma^2 I)^-1 (x - alpha m)
+
+    ``mean`` is m, (d,) or a number of no dimension; ``covariance`` S (d, d).
+    """
+    return Field(CorrelatedVelocity(path, mean, covariance), path)
+
+
 def interpolant_mixture(
     path: Interpolant, source: tuple[Tensor, float | Tensor], data: tuple[Tensor, float | Tensor]
 ) -> InterpolantField:

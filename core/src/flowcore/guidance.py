@@ -329,7 +329,7 @@ def observation(
         score     W sigma / alpha K   what a score of x_t is worth, so that w = 1 is Bayes' rule where L is
                                       -log p(y | x_t); K is the covariance of the source, I unless it states another
         tsflow    sigma |sigma'|      1 - t on straight lines, bounded at both ends (Kollovieh et al. 2024, arXiv
-                                      2410.03024, who take a sigma that vanishes for a Gaussian source; this one does not)
+                                      2410.03024, whose own sigma is constant for white noise, and this weight 0)
         constant  1
 
     ``clip`` bounds the norm of a sample's gradient. A loss with the attribute ``timed`` is called with t, too.

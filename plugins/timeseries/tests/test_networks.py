@@ -94,7 +94,7 @@ def test_transforms_of_functions_go_through_the_network():
         return network(x, t)
 
     _, forward = torch.func.jvp(run, (x,), (e,))
-    value, pull = torch.func.vjp(run, x)
+    _, pull = torch.func.vjp(run, x)
     rows = torch.func.vmap(pull)(torch.stack([e, 2 * e]))[0]
     torch.testing.assert_close((rows[0] * e).sum(), (forward * e).sum())
     torch.testing.assert_close(rows[1], 2 * rows[0])

@@ -37,13 +37,15 @@ def forecast(
     """
     if observed.shape != mask.shape or observed.ndim != 3:
         raise ValueError(f"windows (B, C, L) and a mask like them, not {tuple(observed.shape)} and {tuple(mask.shape)}")
-    known = mask.bool().to(parts.device)
-    y = torch.where(known, observed.to(parts.device, torch.float32), 0.0)
-    if not bool(y.isfinite().all()):
-        raise ValueError("an observed value is not finite: mask it")
+    if len(observed) == 0:
+        return observed.new_zeros(0, samples, observed.shape[2])
     many = max(1, ROWS.get(parts.device.type, ROWS["cpu"]) // samples)
     drawn = []
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
+        known = mask.to(parts.device) > 0
+        y = torch.where(known, observed.to(parts.device, torch.float32), 0.0)
+        if not bool(y.isfinite().all()):
+            raise ValueError("an observed value is not finite: mask it")
         for part, there in zip(y.split(many), known.float().split(many), strict=True):
             told = part.repeat_interleave(samples, 0), there.repeat_interleave(samples, 0)
             level = levels(samples).repeat(len(part))
@@ -52,6 +54,4 @@ def forecast(
             start = parts.path.initial(x0.to(parts.device))
             x1 = solve(parts.field(network), start, steps, parts.solver, [steered], generator=generator)
             drawn.append(x1[:, 0].reshape(len(part), samples, -1))
-    if not drawn:
-        return observed.new_zeros(0, samples, observed.shape[2])
     return torch.cat(drawn)

@@ -1,4 +1,4 @@
-"""Self-guidance: a model of windows is steered onto the part of a window that was observed, by its own prediction of it.
+"""Self-guidance: a model of windows is steered onto what was observed of a window, by its own prediction of it.
 
     v - s c(t) grad_x E(E[x1 | x]),    E the sum over what is known of a squared error, or of a quantile loss
 

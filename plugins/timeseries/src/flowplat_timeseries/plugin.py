@@ -44,6 +44,16 @@ def register_metrics(register: Register) -> None:
 
 
 @hookimpl
+def register_tasks(register: Register) -> None:
+    tasks, further = "flowplat_timeseries.tasks", "flowplat_timeseries.further"
+    register("forecast", f"{tasks}:forecast", summary="what comes next, with bands")
+    register("impute", f"{tasks}:impute", summary="what is missing, filled in")
+    register("refine", f"{further}:refine", summary="the forecasts of another method made likelier")
+    register("synthesize", f"{further}:synthesize", summary="series drawn from the model")
+    register("detect", f"{further}:detect", summary="windows that the model finds unusual")
+
+
+@hookimpl
 def register_presets(register: Register) -> None:
     presets = "flowplat_timeseries:presets"
     register(

@@ -73,8 +73,8 @@ def energy(
     tau: float | None = None,
     repeats: int = 8,
 ) -> Tensor:
-    """How unlikely the model finds windows ``x`` (B, C, L): the first term of E a known entry, over ``repeats`` draws of
-    the noise: (B,), about 1 and less for what it knows. ``tau`` is found by ``time_of`` where it is not given."""
+    """How unlikely the model finds windows ``x`` (B, C, L): the first term of E a known entry, the mean of ``repeats``
+    draws of the noise: (B,). ``tau`` is found by ``time_of`` where it is not given."""
     tau = time_of(parts, network, generator) if tau is None else tau
     many = ROWS.get(parts.device.type, ROWS["cpu"])
     found = []
