@@ -100,7 +100,7 @@ class SeriesSet:
         if not long:
             raise InputError(
                 f"no series is long enough: data.horizon={self.config.horizon} and data.rolling={self.config.rolling}"
-                f" hold {back} steps out, and the longest series has {max(len(one.values) for one in kept)}"
+                f" hold {back} steps out, and the longest series has {max(len(one.values) for one in kept)} values"
             )
         return long, skipped
 

@@ -192,8 +192,8 @@ def detect(
     """How unusual each window of each series is to the model: its training loss there, at one time that stands for all.
 
     ``out`` is a table of item_id, begin, end, energy, unusual: the last where the energy is above what all but
-    ``share`` of 256 training windows have; or a folder with that and ``detected.png``, the most unusual windows. What is
-    missing counts for nothing. A series shorter than a window is one. From Python it returns the table.
+    ``share`` of 256 training windows have; or a folder with that and ``detected.png``, the most unusual windows. What
+    is missing counts for nothing. A series shorter than a window is one. From Python it returns the table.
     """
     writing.refuse_ending(out)
     data = cast(SeriesSet, trained.data)

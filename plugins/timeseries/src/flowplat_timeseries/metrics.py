@@ -64,7 +64,7 @@ def scores(
     missed = np.abs(y - at(0.5))
     errors = np.array([seasonal_error(one, season) for one in histories])[:, None]
     counted = known & np.isfinite(errors) & (errors > 0)
-    square = np.square(y - samples.mean(1))[known].mean() if known.any() else np.nan
+    square = np.square(y - ordered.mean(1))[known].mean() if known.any() else np.nan
     inside = (at(0.1) <= y) & (y <= at(0.9))
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
