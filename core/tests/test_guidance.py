@@ -670,7 +670,7 @@ def drawn_from(K):
     def draw(like, generator):
         return torch.randn(like.shape, generator=generator, dtype=like.dtype) @ factor.T
 
-    draw.covariance = lambda x: x @ K
+    draw.covariance, draw.precision = lambda x: x @ K, lambda x: x @ torch.linalg.inv(K)
     return draw
 
 

@@ -292,8 +292,7 @@ class Observation(Guidance):
     def _shift(self, field: Field, x: Tensor, t: Tensor, gradient: Tensor) -> Tensor:
         """What the velocity loses for a gradient of L."""
         if self.weight == "score":
-            spread = getattr(field.path.source, "covariance", None)  # type: ignore[union-attr]
-            return _pull(field, t, x) * (gradient if spread is None else spread(gradient))
+            return _pull(field, t, x) * field.path._coloured(gradient)  # type: ignore[union-attr]
         if self.weight == "constant":
             return gradient
         path = field.path

@@ -138,10 +138,18 @@ class Affine:
             case "noise":
                 return x0
             case "score":
-                return -x0 / self.sigma(time)
+                return self._whitened(-x0 / self.sigma(time))
             case "edm":
                 return self._edm(x0, x1, self.alpha(time), self.sigma(time))
         raise ValueError(_unknown(wanted))
+
+    def _whitened(self, x: Tensor) -> Tensor:
+        """K^-1 x, K the covariance of the source: x itself where the source states none."""
+        return self.source.precision(x) if hasattr(self.source, "precision") else x
+
+    def _coloured(self, x: Tensor) -> Tensor:
+        """K x."""
+        return self.source.covariance(x) if hasattr(self.source, "covariance") else x
 
     def _edm(self, x0: Tensor, x1: Tensor, a: Tensor, s: Tensor) -> Tensor:
         """F = (sigma x1 - alpha sd^2 x0) / (sd R)."""
@@ -153,8 +161,10 @@ class Affine:
         """Turn a prediction of one kind at (x, t) into another kind.
 
         With W = alpha' sigma - sigma' alpha:  x1 = (sigma v - sigma' x) / W,  e = (alpha' x - alpha v) / W,
-        q = -e / sigma, and x = alpha x1 + sigma e closes the circle. Dividing by alpha is singular at t = 0, by sigma
-        at t = 1: noise -> x1 and x1 -> noise inherit that, velocity or edm -> anything but the score does not.
+        q = -K^-1 e / sigma, and x = alpha x1 + sigma e closes the circle. K is the covariance of a Gaussian source: I,
+        unless the source has functions ``covariance(x)`` = K x and ``precision(x)`` = K^-1 x. Dividing by alpha is
+        singular at t = 0, by sigma at t = 1: noise -> x1 and x1 -> noise inherit that, velocity or edm -> anything but
+        the score does not.
         """
         for kind in (given, wanted):
             if kind not in PREDICTIONS:
@@ -174,13 +184,14 @@ class Affine:
                 noise = (da * x - a * value) / W
                 if wanted == "edm":
                     return self._edm(noise, (s * value - ds * x) / W, a, s)
-                return noise if wanted == "noise" else -noise / s
+                return noise if wanted == "noise" else self._whitened(-noise / s)
             case "x1":
                 x1, noise = value, (x - a * value) / s
             case "noise":
                 x1, noise = (x - s * value) / a, value
             case "score":
-                x1, noise = (x + s * s * value) / a, -s * value
+                coloured = self._coloured(value)
+                x1, noise = (x + s * s * coloured) / a, -s * coloured
             case _:
                 sd, R = self.sigma_data, self._root(a, s)
                 x1 = (a * sd**2 / R**2) * x + (s * sd / R) * value
@@ -194,7 +205,7 @@ class Affine:
                 return noise
             case "edm":
                 return self._edm(noise, x1, a, s)
-        return -noise / s
+        return self._whitened(-noise / s)
 
 
 def _unknown(kind: str) -> str:

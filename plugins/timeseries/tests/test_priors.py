@@ -35,12 +35,16 @@ def test_channels_are_drawn_apart():
     assert abs((x0[:, 0] * x0[:, 1]).mean().item()) < 4 / (20_000 * 5) ** 0.5 * 2
 
 
-def test_the_source_says_its_covariance_and_refuses_a_score_that_would_leave_it_out():
-    path = gaussian_process("se", 6)
-    x = torch.randn(3, 2, 10, dtype=torch.float64)
-    torch.testing.assert_close(path.source.covariance(x), x @ covariance("se", 10, 6))
-    with pytest.raises(ValueError, match="has no score"):
-        path.convert(x, x, 0.5, "velocity", "score")
+def test_the_source_says_its_covariance_and_a_score_knows_it():
+    """x_t of no data is sigma x0 with covariance sigma^2 K: its score is -K^-1 x / sigma^2."""
+    path, K = gaussian_process("se", 6), covariance("se", 10, 6)
+    x = torch.randn(3, 2, 10, generator=generator(0), dtype=torch.float64)
+    torch.testing.assert_close(path.source.covariance(x), x @ K)
+    torch.testing.assert_close(path.source.precision(path.source.covariance(x)), x)
+    score = path.convert(torch.zeros_like(x), x, 0.25, "x1", "score")
+    torch.testing.assert_close(score, -x @ torch.linalg.inv(K) / 0.75**2, atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(path.convert(score, x, 0.25, "score", "velocity"), -x / 0.75, atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(path.target("score", x, 0 * x, 0.25), -x @ torch.linalg.inv(K) / 0.75)
 
 
 def test_noise_like_the_data_has_less_way_to_go():

@@ -34,22 +34,22 @@ def covariance(kernel: Kernel, length: int, season: int, gamma: float = 1.0, jit
 @lru_cache(maxsize=16)
 def _matrices(
     kernel: Kernel, length: int, season: int, gamma: float, jitter: float, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """K and its Cholesky factor."""
-    K = covariance(kernel, length, season, gamma, jitter)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """K, its Cholesky factor and its inverse."""
     with torch.inference_mode(False):
-        return K.to(device, dtype), torch.linalg.cholesky(K).to(device, dtype)
+        K = covariance(kernel, length, season, gamma, jitter)
+        factor = torch.linalg.cholesky(K)
+        return tuple(one.to(device, dtype) for one in (K, factor, torch.cholesky_inverse(factor)))  # type: ignore[return-value]
 
 
 class Process:
-    """A source of the core's paths: ``process(like, generator)`` draws x0 (..., L), ``covariance(x)`` is K x."""
-
-    scoreless = True  # E[x0 | x] is -sigma K times the score, and the core's conversion knows no K
+    """A source of the core's paths: ``process(like, generator)`` draws x0 (..., L), ``covariance(x)`` is K x along the
+    last dimension and ``precision(x)`` K^-1 x."""
 
     def __init__(self, kernel: Kernel, season: int, gamma: float, jitter: float) -> None:
         self.law = kernel, season, gamma, jitter
 
-    def _of(self, like: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _of(self, like: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         kernel, season, gamma, jitter = self.law
         return _matrices(kernel, like.shape[-1], season, gamma, jitter, like.dtype, device)
 
@@ -58,8 +58,12 @@ class Process:
         return (z @ self._of(like, z.device)[1].T).to(like.device)
 
     def covariance(self, x: Tensor) -> Tensor:
-        """K x along the last dimension."""
+        """K x."""
         return x @ self._of(x, x.device)[0]
+
+    def precision(self, x: Tensor) -> Tensor:
+        """K^-1 x."""
+        return x @ self._of(x, x.device)[2]
 
 
 def gaussian_process(
