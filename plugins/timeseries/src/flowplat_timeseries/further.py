@@ -142,7 +142,7 @@ def synthesize(
     ``UsageError`` where there are inputs.
     """
     if inputs:
-        raise UsageError("synthesize reads nothing: leave its inputs out")
+        raise UsageError(f"synthesize reads nothing, and was given {inputs[0]}: leave its inputs out")
     if out is not None and out.suffix != ".jsonl":
         writing.refuse_ending(out)
     data = cast(SeriesSet, trained.data)
