@@ -40,7 +40,9 @@ def refine(
         Literal["ml", "langevin"], Field(description="steps downhill in energy, or Langevin's, with noise")
     ] = "ml",
     iterations: Annotated[int, Field(ge=1, description="steps")] = 20,
-    rate: Annotated[float, Field(gt=0, allow_inf_nan=False, description="length of a step")] = 0.1,
+    rate: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="length of a step; too long a one overshoots")
+    ] = 0.02,
     samples: Annotated[int, Field(ge=1, description="draws for each series; a single forecast is repeated")] = 20,
     likelihood: Annotated[
         guidance.Likelihood, Field(description="what holds a forecast to its base: its quantiles; or only the history")
