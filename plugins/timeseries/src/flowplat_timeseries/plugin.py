@@ -11,6 +11,10 @@ def register_data(register: Register) -> None:
         "builtin", f"{data}:Builtin", config=f"{data}:BuiltinConfig", summary="hourly series of four kinds, no download"
     )
     register("files", f"{data}:Files", config=f"{data}:FilesConfig", summary="tables, long or wide, and JSON lines")
+    gluonts = "flowplat_timeseries.repository"
+    register(
+        "gluonts", f"{gluonts}:GluonTS", config=f"{gluonts}:GluonTSConfig", summary="GluonTS's folders and names, split"
+    )
 
 
 @hookimpl
