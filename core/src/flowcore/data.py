@@ -82,6 +82,7 @@ def head(batch: Batch, count: int) -> Batch:
         batch,
         x1=rows(batch.x1, batch.index),
         x0=None if batch.x0 is None else rows(batch.x0, batch.index),
+        mask=None if batch.mask is None else rows(batch.mask, batch.index),
         index=tree_map(lambda index: index[index < count], batch.index),
         samples=min(count, batch.samples),
         **{name: firsts(getattr(batch, name)) for name in ("condition", "weight", "extra")},
@@ -109,7 +110,7 @@ def end_to_end(parts: Sequence[Batch]) -> Batch:
         index, samples = tree_map(joined, *moved), sum(map(len, parts))
     shared = set.intersection(*(set(part.extra) for part in parts))
     extra = {name: tree_map(joined, *(part.extra[name] for part in parts)) for name in first.extra if name in shared}
-    return Batch(all_of("x1"), all_of("condition"), all_of("x0"), index, samples, extra=extra)
+    return Batch(all_of("x1"), all_of("condition"), all_of("x0"), index, samples, extra=extra, mask=all_of("mask"))
 
 
 class Source(Protocol):
