@@ -97,5 +97,8 @@ def test_facts_are_all_that_an_exported_model_needs():
 def test_a_wrong_frequency_of_a_config_is_refused():
     with pytest.raises(ValueError, match="is no frequency"):
         FilesConfig(path="a.csv", freq="hourly")
+    for lags in ([0], [-3, 24], "weekly"):
+        with pytest.raises(ValueError, match="lags"):
+            BuiltinConfig(lags=lags)
     with pytest.raises(UsageError, match="takes no condition"):
         Builtin(BuiltinConfig()).condition(1, "winter")

@@ -61,6 +61,7 @@ HEAD = "item_id,timestamp,target\n"
     [
         ("a.csv", HEAD + "x,2024-01-01,1\nx,2024-01-01,2\n", "D", "series x has the timestamp 2024-01-01 .* twice"),
         ("a.csv", HEAD + "x,2024-01-01 00:00,1\nx,2024-01-01 00:30,2\n", "h", "within one step of freq=h"),
+        ("a.csv", HEAD + "x,2024-01-01,1\nx,2024-01-01,2\n", None, "has the timestamp 2024-01-01 .* twice"),
         ("a.csv", HEAD + "x,soon,1\n", "D", "'timestamp' holds what is no time"),
         ("a.csv", HEAD + "x,,1\n", "D", "row 1 has no timestamp"),
         ("a.csv", HEAD + ",2024-01-01,1\n", "D", "row 1 has no item_id"),

@@ -46,12 +46,12 @@ def test_what_does_not_fit_is_one_line(made):
         _ = GluonTS(GluonTSConfig(**options)).series
     assert len(GluonTS(GluonTSConfig(**options, freq="H")).series) == 4
     with pytest.raises(ValueError, match="one of them"):
-        GluonTSConfig(path="a", name="b")
+        GluonTSConfig(path="a", repository="b")
 
 
 def test_a_name_asks_nothing_of_the_network(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UsageError, match="no data set 'm5_hourly'; it has "):
-        _ = GluonTS(GluonTSConfig(name="m5_hourly")).series
+        _ = GluonTS(GluonTSConfig(repository="m5_hourly")).series
     with pytest.raises(InputError, match=r"ercot is not there; set data\.download=true"):
-        _ = GluonTS(GluonTSConfig(name="ercot")).series
+        _ = GluonTS(GluonTSConfig(repository="ercot")).series

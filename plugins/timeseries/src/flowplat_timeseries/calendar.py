@@ -94,11 +94,10 @@ def places(times: pd.DatetimeIndex, freq: str, where: str) -> np.ndarray:
     Raises ``InputError`` beginning with ``where`` for timestamps that are there twice, or are not of this frequency:
     two within one period, off the grid, or all of them several periods apart.
     """
+    refuse_doubles(times, where)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         periods = pd.PeriodIndex(times, freq=freq)
-    if (twice := times.duplicated()).any():
-        raise InputError(f"{where} has the timestamp {times[twice][0]} twice; keep one of its rows")
     number = periods.asi8
     steps = number - number.min()
     every = periods.freq.n
@@ -120,6 +119,12 @@ def places(times: pd.DatetimeIndex, freq: str, where: str) -> np.ndarray:
             f" file has{_hint(times)}"
         )
     return np.asarray(steps, np.int64)
+
+
+def refuse_doubles(times: pd.DatetimeIndex, where: str) -> None:
+    """Raise ``InputError`` beginning with ``where`` for a timestamp that is there twice."""
+    if (twice := times.duplicated()).any():
+        raise InputError(f"{where} has the timestamp {times[twice][0]} twice; keep one of its rows")
 
 
 def _hint(times: pd.DatetimeIndex) -> str:

@@ -232,6 +232,7 @@ def _series(name: str, times: pd.Series, column: pd.Series, freq: str | None, wh
     if (bad := np.flatnonzero(np.isnan(values) & column.notna().to_numpy())).size:
         raise InputError(f"{told}: {column.iloc[int(bad[0])]!r} is no number")
     index = pd.DatetimeIndex(times)
+    calendar.refuse_doubles(index, told)
     own = freq if freq is not None else calendar.inferred(times)
     if own is None:
         raise InputError(f"{told}: its frequency cannot be told from its timestamps; set freq, as in freq=h")

@@ -19,17 +19,15 @@ class GluonTSConfig(SeriesConfig):
     """A data set with a split of its own."""
 
     path: str = Field("", description="a folder with metadata.json, train and test")
-    name: str = Field(
-        "", description="or a name of GluonTS's repository, such as m4_hourly, kept on this disk"
-    )
+    repository: str = Field("", description="or a name of GluonTS's repository, such as m4_hourly, kept on this disk")
     download: bool = Field(False, description="have GluonTS fetch what is not on this disk")
     freq: Freq = Field(None, description="where the metadata say none")
     rolling: Literal[1] = Field(1, description="the test set says itself what is held out")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "GluonTSConfig":
-        if bool(self.path) == bool(self.name):
-            raise ValueError("give path or name, one of them")
+        if bool(self.path) == bool(self.repository):
+            raise ValueError("give path or repository, one of them")
         if self.path:
             object.__setattr__(self, "path", str(Path(self.path).expanduser().absolute()))
         return self
@@ -61,7 +59,7 @@ class GluonTS(SeriesSet):
         from gluonts.dataset.repository import dataset_names, get_dataset
         from gluonts.dataset.repository.datasets import get_download_path
 
-        name = self.config.name
+        name = self.config.repository
         if name not in dataset_names:
             raise UsageError(f"GluonTS has no data set {name!r}; it has {', '.join(sorted(dataset_names))}")
         folder = Path(get_download_path()) / "datasets" / name

@@ -6,10 +6,11 @@ arXiv 2307.11494.)
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from flowcore.data import Batch
@@ -20,7 +21,7 @@ STILL = 0.01  # of a context's mean size: the least spread, so that a peg that e
 CLIP = 10.0  # in units of a context's mean size: what is larger would be all that a network learns
 
 Scaling = Literal["mean", "standard"]
-Lags = Literal["none", "tsdiff", "gluonts"] | list[int]
+Lags = Literal["none", "tsdiff", "gluonts"] | list[Annotated[int, Field(ge=1)]]
 
 
 def lags_of(freq: str, wanted: Lags) -> list[int]:
