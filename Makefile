@@ -8,6 +8,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 ALL    := $(notdir $(wildcard plugins/*))
 TESTED_images := [diffusers,hf]
 TESTED_molecules := [xtb,dft,posebusters]
+TESTED_timeseries := [parquet,real]
 
 .PHONY: run test test-slow kills lint types docs pictures bench install clean help
 .SECONDARY:

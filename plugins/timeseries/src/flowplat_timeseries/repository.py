@@ -70,7 +70,9 @@ class GluonTS(SeriesSet):
             try:
                 get_dataset(name)
             except Exception as error:  # of whatever kind the site that it reads from calls for
-                raise MachineError(f"GluonTS could not fetch {name}: {str(error).splitlines()[:1]}") from error
+                raise MachineError(
+                    f"GluonTS could not fetch {name}: {next(iter(str(error).splitlines()), type(error).__name__)}"
+                ) from error
         return folder
 
     @cached_property
