@@ -93,7 +93,7 @@ def refine(
     *,
     method: Literal["langevin", "ml"] = "ml",
     iterations: int = 20,
-    rate: float = 0.1,
+    rate: float = 0.02,
     likelihood: Likelihood = "quantile",
     scale: float = 1.0,
     tau: float | None = None,
