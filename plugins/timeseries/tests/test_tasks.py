@@ -90,6 +90,12 @@ def test_bad_input_is_one_line(small, write, waves, long_table, tmp_path):
 
 
 def test_refining_makes_a_forecast_likelier_and_no_worse(small, tmp_path):
+    linear = further.refine(small, [], tmp_path / "linear", base="linear", samples=8)
+    assert (
+        linear["figures"]["crps"]
+        < 1.05 * linear["baselines"]["base"]["crps"]
+        < linear["baselines"]["last_value"]["crps"]
+    )
     found = further.refine(small, [], tmp_path / "out", base="last_value", samples=8)
     figures = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert figures["figures"]["crps"] < figures["baselines"]["base"]["crps"]
