@@ -421,9 +421,9 @@ def test_new_warns_of_a_name_that_is_taken(ring: Path, platform: Platform, tmp_p
     code, _, err = platform("new", "ring", "-o", str(tmp_path / "a"))
     assert code == 0
     assert "a plugin called 'ring' is installed already" in err
-    code, _, err = platform("new", "molecules", "-o", str(tmp_path / "b"), "--json")
+    code, _, err = platform("new", "gflownet", "-o", str(tmp_path / "b"), "--json")
     assert code == 0
-    assert "the catalogue knows a plugin 'molecules' already" in err
+    assert "the catalogue knows a plugin 'gflownet' already" in err
 
 
 @pytest.mark.parametrize(
