@@ -21,9 +21,7 @@ from typing import Any
 
 import pfgm
 import rfpp
-
-VELOCITY = ("path=linear", "predicts=velocity", "loss=l2", "objective.compares=velocity", "sample.solver=euler")
-REFLOW = ("objective={name: matching, compares: velocity}", "teacher.pairs.inverted=0")
+from digits import VELOCITY
 
 
 @dataclass(frozen=True)
@@ -46,20 +44,15 @@ RUNS: dict[str, Run] = {
     "H W, ESS .8": Run("w-cfm", 3000),
     "B 2-RF": Run("rectified-flow", 1200, "A 1-RF"),
     "F RD": Run("rectified-diffusion", 1200, "F diffusion"),
-    "C B: uniform, L2": Run("rectified-flow-pp", 800, "I EDM", None, (*REFLOW, "times=uniform", "loss=l2")),
-    "C C: U, L2": Run("rectified-flow-pp", 800, "I EDM", "C B: uniform, L2", (*REFLOW, "loss=l2")),
+    "C B: uniform, L2": Run("rectified-flow-pp", 800, "I EDM", None, rfpp.WAYS["B"]),
+    "C C: U, L2": Run("rectified-flow-pp", 800, "I EDM", "C B: uniform, L2", rfpp.WAYS["C"]),
     "D 1-RF distilled": Run("distilled", 800, "A 1-RF", "B 2-RF"),
     "D 2-RF distilled": Run("distilled", 800, "B 2-RF"),
     "F RD as velocity": Run("rectified-diffusion", 1200, "F diffusion", "F RD", VELOCITY),
-    "C D: U, Huber": Run("rectified-flow-pp", 800, "I EDM", "C B: uniform, L2", REFLOW),
-    "C E: t H + P": Run(
-        "rectified-flow-pp", 800, "I EDM", "C B: uniform, L2",
-        ("objective.over_noise=false", "teacher.pairs.inverted=0"),
-    ),
-    "C F: t H + P / (1 - t)": Run(
-        "rectified-flow-pp", 800, "I EDM", "C B: uniform, L2", ("teacher.pairs.inverted=0",)
-    ),
-    "C G: and real pairs": Run("rectified-flow-pp", 800, "I EDM", "C B: uniform, L2"),
+    "C D: U, Huber": Run("rectified-flow-pp", 800, "I EDM", "C B: uniform, L2", rfpp.WAYS["D"]),
+    "C E: t H + P": Run("rectified-flow-pp", 800, "I EDM", "C B: uniform, L2", rfpp.WAYS["E"]),
+    "C F: t H + P / (1 - t)": Run("rectified-flow-pp", 800, "I EDM", "C B: uniform, L2", rfpp.WAYS["F"]),
+    "C G: and real pairs": Run("rectified-flow-pp", 800, "I EDM", "C B: uniform, L2", rfpp.WAYS["G"]),
     "F phased": Run("rectified-diffusion-phased", 800, "F diffusion"),
     "E small 2-RF": Run("slimflow", 1600, "A 1-RF", "B 2-RF", ("objective=matching",), slim=True),
     "E SlimFlow": Run("slimflow", 1600, "A 1-RF", "B 2-RF", slim=True),
