@@ -130,4 +130,4 @@ def test_what_cannot_be_learned_from_is_one_line():
 
 def test_training_goes_on_from_a_predictor(predictor, dataset):
     further = estimator(lags=[24]).train_from(predictor, dataset)
-    assert int(further.network.averaged) > int(predictor.network.averaged)
+    assert int(further.network.average.n_averaged) > int(predictor.network.average.n_averaged)

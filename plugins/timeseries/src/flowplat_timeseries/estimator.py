@@ -7,7 +7,6 @@ What GluonTS does with any estimator works unchanged: ``make_evaluation_predicti
 ``evaluate_model``, ``serialize`` and ``Predictor.deserialize``.
 """
 
-import copy
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
@@ -37,6 +36,7 @@ from flowcore.data import Batch
 from flowcore.errors import UsageError
 from flowcore.objectives import matching
 from flowcore.plugin.contracts import Parts
+from flowcore.training.ema import Average
 from flowplat_timeseries import calendar
 from flowplat_timeseries.forecasting import forecast
 from flowplat_timeseries.guidance import Likelihood, Weight
@@ -98,15 +98,13 @@ class FlowModule(pl.LightningModule):
         super().__init__()
         self.context_length, self.prediction_length, self.lags = context_length, prediction_length, list(lags)
         self.scaling = cast(Scaling, scaling)
-        self.lr, self.ema = lr, ema
+        self.lr = lr
         self.guidance, self.guidance_scale, self.guidance_weight = guidance, guidance_scale, guidance_weight
         self.num_steps, self.num_parallel_samples = num_steps, num_parallel_samples
         self.spec = spec_of(context_length, prediction_length, tuple(lags), calendar.season_of(freq), freq)
         self.path = _path(cast(Kernel, kernel), freq, self.spec.season)
         self.model: nn.Module = s4d(S4DOptions(hidden=hidden, blocks=blocks, state=state), self.spec)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.averaged: Tensor
-        self.register_buffer("averaged", torch.zeros((), dtype=torch.int64))
+        self.average = Average(self.model, ema).requires_grad_(False)
         self._draws: torch.Generator | None = None
 
     def _parts(self) -> Parts:
@@ -123,7 +121,7 @@ class FlowModule(pl.LightningModule):
         made = scaled(torch.cat([past, ahead], 1), self.context_length, self.lags, level, self.scaling)
         draws = _generator(past.device)
         x = forecast(
-            self._parts(), self.average, made.x, made.mask, self.num_parallel_samples, self.num_steps,
+            self._parts(), self.average.module, made.x, made.mask, self.num_parallel_samples, self.num_steps,
             likelihood=cast(Likelihood, self.guidance), scale=self.guidance_scale,
             weight=cast(Weight, self.guidance_weight), generator=draws,
         )  # fmt: skip
@@ -152,14 +150,9 @@ class FlowModule(pl.LightningModule):
         self.log("val_loss", loss, on_epoch=True, on_step=False, prog_bar=True, batch_size=len(batch["x1"]))
         return loss
 
-    @torch.no_grad()
     def on_train_batch_end(self, *told: Any) -> None:
-        """The average moves: slowly where it has seen much, at once where it has seen nothing."""
-        self.averaged += 1
-        seen = int(self.averaged)
-        keep = min(self.ema, seen / (seen + 10))
-        for mean, new in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(new, 1 - keep)
+        """The average moves with the weights."""
+        self.average.update_parameters(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
