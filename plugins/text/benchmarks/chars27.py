@@ -289,7 +289,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 32], help="texts that are drawn at once")
     parser.add_argument("--uncached-seconds", type=float, default=40, help="after which its steps are scaled")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--no-ar", action="store_true", help="leave the network from left to right out")
+    parser.add_argument(
+        "--left-to-right", choices=("after", "only", "none"), default="after", help="the network to compare with"
+    )
     parser.add_argument("--tiny", action="store_true", help="a look on a CPU whether it works")
     given = parser.parse_args()
     if given.tiny:
@@ -331,14 +333,17 @@ def main() -> None:
     bench.tell(witten_bell=[round(b, 4) for b in ngrams.bits(test.encode(), judge)])
     loss = objective(Parts(data.spec(), data, engine.device), "any_order")
     seconds = given.train_share * 60 * given.minutes
-    network = trained(bench, loss, False, seconds, "radd")
 
     def peer() -> None:
-        if not given.no_ar and bench.left > 20:
+        if bench.left > 20:
             left_to_right(bench, trained(bench, onward, True, min(seconds, bench.left - 15), "left_to_right"))
 
+    stages: list[Callable[[], None]] = []
+    if given.left_to_right != "only":
+        network = trained(bench, loss, False, seconds, "radd")
+        stages = [lambda: quality(bench, network), lambda: sampling(bench, network)]
     failed = False
-    for stage in (lambda: quality(bench, network), lambda: sampling(bench, network), peer):
+    for stage in [*stages, peer] if given.left_to_right != "none" else stages:
         try:
             stage()
         except Exception:  # of any kind: the others are worth having
