@@ -45,13 +45,10 @@ class Model:
         )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def small():
-    """A model of waves: windows of 24 + 12 steps, learned in some seconds."""
+def _learned(data, options, steps):
     torch.manual_seed(0)
-    data = Given(BuiltinConfig(context=24, horizon=12, season=SEASON), _waves())
-    model = Model(data, s4d(S4DOptions(hidden=16, blocks=2, state=16), data.spec()))
-    loss, draws, source, steps = matching(model.parts()), torch.Generator().manual_seed(0), data.train(), 400
+    model = Model(data, s4d(options, data.spec()))
+    loss, draws, source = matching(model.parts()), torch.Generator().manual_seed(0), data.train()
     optimizer = torch.optim.Adam(model.network.parameters(), lr=6e-3)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 6e-3 * min((step + 1) / 20, 1, 2 * (steps - step) / steps)
@@ -62,6 +59,20 @@ def small():
         optimizer.step()
     model.network.eval()
     return model
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A model of waves: windows of 24 + 12 steps, learned in some seconds."""
+    data = Given(BuiltinConfig(context=24, horizon=12, season=SEASON), _waves())
+    return _learned(data, S4DOptions(hidden=16, blocks=2, state=16), 400)
+
+
+@pytest.fixture(scope="session")
+def small_conditional():
+    """A conditional model of the same."""
+    data = Given(BuiltinConfig(context=24, horizon=12, season=SEASON, conditional="ou"), _waves())
+    return _learned(data, S4DOptions(hidden=16, blocks=2, state=16, skip=False), 200)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 
+from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Trained
 from flowcore.seeds import generator
 from flowplat_timeseries import guidance
@@ -76,6 +77,14 @@ def windowed(
         draws = generator(seed, "draw", start, device=trained.device)
         parts.append(draw(trained, windows, asked, draws).numpy())
     return np.concatenate(parts)
+
+
+def of_everything(data: SeriesSet, what: str) -> None:
+    """Raises ``UsageError`` for a model that forecasts and nothing else."""
+    if data.config.conditional is not None:
+        raise UsageError(
+            f"{what} needs a model of whole windows, and this one is conditional: train with data.conditional=null"
+        )
 
 
 def permuted(samples: np.ndarray, seed: int) -> np.ndarray:

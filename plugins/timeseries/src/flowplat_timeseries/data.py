@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from flowcore import files
 from flowcore.data import Batch
 from flowcore.errors import InputError, UsageError
-from flowplat_timeseries import builtin, calendar, drawing, reading
+from flowplat_timeseries import builtin, calendar, conditional, drawing, reading
+from flowplat_timeseries.priors import Kernel
 from flowplat_timeseries.reading import Columns, Series
 from flowplat_timeseries.spec import SeriesSpec, spec_of
 from flowplat_timeseries.windows import Lags, Scaling, Windows, lags_of, level_of
@@ -53,6 +55,9 @@ class SeriesConfig(BaseModel):
         description="what a window is divided by: the mean size of its context; or standard, its mean and spread",
     )
     season: int | None = Field(None, ge=1, description="steps in a season; null for what is usual at the frequency")
+    conditional: Kernel | None = Field(
+        None, description="null for one model of everything; or the process that a model of forecasts alone starts from"
+    )
     rolling: int = Field(1, ge=1, description="windows at the end of each series that are held out, one horizon apart")
 
 
@@ -153,19 +158,23 @@ class SeriesSet:
 
     def spec(self) -> SeriesSpec:
         """See ``Data.spec``."""
-        return spec_of(self.config.context, self.config.horizon, tuple(self.lags), self.season, self.freq)
+        config = self.config
+        return spec_of(config.context, config.horizon, tuple(self.lags), self.season, self.freq, config.conditional)
+
+    def _law(self) -> conditional.Law | None:
+        return None if self.config.conditional is None else conditional.law_of(self.spec())
 
     def train(self) -> Windows:
         """See ``Data.train``; where a window begins is drawn."""
         config, values = self.config, [one.values for one in self.trained_on]
-        return Windows(values, config.context, config.horizon, self.lags, scaling=config.scaling)
+        return Windows(values, config.context, config.horizon, self.lags, scaling=config.scaling, law=self._law())
 
     def val(self) -> Windows:
         """See ``Data.val``: the last window before each held-out end, that end its horizon."""
         config, horizon = self.config, self.config.horizon
         levels = [level_of(one.values[:-horizon]) for one in self.tests]
         values = [one.values for one in self.tests]
-        return Windows(values, config.context, horizon, self.lags, True, levels, config.scaling)
+        return Windows(values, config.context, horizon, self.lags, True, levels, config.scaling, self._law())
 
     def tiny(self) -> "SeriesSet":
         """The first few series, the end of each."""
@@ -189,12 +198,18 @@ class SeriesSet:
             digest.update(np.ascontiguousarray(one.values, "<f8").tobytes())
         return digest.hexdigest()
 
-    def condition(self, count: int, wanted: str | None) -> None:
-        """None: what is known of a series is said to the tasks."""
+    def condition(self, count: int, wanted: str | None) -> Tensor | None:
+        """What a conditional model is told of held-out windows, in turn; else None: what is known of a series is said
+        to the tasks."""
         if wanted is not None:
             raise UsageError(
-                "this model takes no condition; `platform apply timeseries forecast` goes on from a series"
+                "this model takes no condition in words; `platform apply timeseries forecast` goes on from a series"
             )
+        if self.config.conditional is None:
+            return None
+        source = self.val()
+        told: Tensor = source.batch(torch.arange(count) % len(source), torch.Generator()).condition
+        return told
 
     def write(self, samples: Batch, folder: Path) -> None:
         """``samples.npz`` with ``x`` (n, 1 + K, L), and ``samples.csv``: sample, step, value of the series itself; all

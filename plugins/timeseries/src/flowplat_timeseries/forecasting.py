@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from flowcore.plugin.contracts import Parts
 from flowcore.solvers import solve
+from flowplat_timeseries import conditional
 from flowplat_timeseries.guidance import Likelihood, Weight, levels, self_guidance
 
 ROWS = {"cpu": 256, "cuda": 4096}
@@ -32,8 +33,9 @@ def forecast(
     Row j of S is steered by the quantile level (j + 1) / (S + 1) where the likelihood is "quantile", so rows come in
     order of level: shuffle them where some may be cut off. What is known comes back as the model draws it, near to what
     was observed. ``scale`` 0 does not look at the observation. One evaluation of the network forward and one back a
-    step. Works under ``torch.no_grad`` and in inference mode. Raises ``ValueError`` where the shapes differ or an
-    observed value is not finite.
+    step. A conditional model needs no guidance and goes forward alone; its rows are in no order. Works under
+    ``torch.no_grad`` and in inference mode. Raises ``ValueError`` where the shapes differ or an observed value is not
+    finite.
     """
     if observed.shape != mask.shape or observed.ndim != 3:
         raise ValueError(f"windows (B, C, L) and a mask like them, not {tuple(observed.shape)} and {tuple(mask.shape)}")
@@ -47,6 +49,9 @@ def forecast(
         if not bool(y.isfinite().all()):
             raise ValueError("an observed value is not finite: mask it")
         for part, there in zip(y.split(many), known.float().split(many), strict=True):
+            if parts.spec.condition is not None:
+                drawn.append(conditional.drawn(parts, network, part, there, samples, steps, generator))
+                continue
             told = part.repeat_interleave(samples, 0), there.repeat_interleave(samples, 0)
             level = levels(samples).repeat(len(part))
             steered = self_guidance(*told, level, likelihood, scale, weight, clip, normalised)

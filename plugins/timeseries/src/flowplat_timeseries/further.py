@@ -15,7 +15,7 @@ from flowcore.errors import InputError, UsageError
 from flowcore.plugin.contracts import Trained
 from flowcore.seeds import generator
 from flowplat_timeseries import baselines, calendar, drawing, guidance, refining, writing
-from flowplat_timeseries.asking import Scale, Seed, permuted, told
+from flowplat_timeseries.asking import Scale, Seed, of_everything, permuted, told
 from flowplat_timeseries.data import SeriesSet
 from flowplat_timeseries.metrics import scores, simple
 from flowplat_timeseries.reading import Columns, Series
@@ -66,6 +66,7 @@ def refine(
     """
     writing.refuse_ending(out)
     data = cast(SeriesSet, trained.data)
+    of_everything(data, "refine")
     horizon, context = data.config.horizon, data.config.context
     series, skipped = (
         brought(trained, inputs, freq, Columns(time, item, target)) if inputs else (data.tests, dict(data.skipped))
@@ -163,6 +164,7 @@ def synthesize(
     if out is not None and out.suffix != ".jsonl":
         writing.refuse_ending(out)
     data = cast(SeriesSet, trained.data)
+    of_everything(data, "synthesize")
     samples = trained.sample(count, steps, seed)
     x = samples.x1.cpu().numpy()
     if out is None:
@@ -214,6 +216,7 @@ def detect(
     """
     writing.refuse_ending(out)
     data = cast(SeriesSet, trained.data)
+    of_everything(data, "detect")
     config = data.config
     length, step = config.context + config.horizon, stride or config.horizon
     series, skipped = brought(trained, inputs, freq, Columns(time, item, target))

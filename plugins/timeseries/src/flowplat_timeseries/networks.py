@@ -159,9 +159,10 @@ class Channels(nn.Linear):
 class Block(nn.Module):
     """h, time -> (h, skip): the state-space layer, a gate and two ways out, of which the ``last`` one has but skip."""
 
-    def __init__(self, options: S4DOptions, last: bool = False) -> None:
+    def __init__(self, options: S4DOptions, last: bool = False, told: int = 0) -> None:
         super().__init__()
         hidden = options.hidden
+        self.told = Channels(told, hidden) if told else None
         self.time = nn.Linear(hidden, hidden)
         self.norm = ChannelNorm(hidden)
         self.layer = S4D(hidden, options.state, options.step_min, options.step_max)
@@ -169,9 +170,11 @@ class Block(nn.Module):
         self.out = Channels(hidden, hidden if last else 2 * hidden)
         self.last = last
 
-    def forward(self, h: Tensor, time: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, time: Tensor, kernel: Tensor, told: Tensor | None = None) -> tuple[Tensor, Tensor]:
         u = h + self.time(time).T[..., None]
         y = u + self.mix(nn.functional.gelu(self.layer(self.norm(u), kernel)))
+        if self.told is not None:
+            y = y + self.told(told)
         gate = (2 * torch.sigmoid(2 * y) - 1) * torch.sigmoid(
             y
         )  # tanh(y) sigmoid(y); tanh itself takes six times as long
@@ -183,9 +186,9 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """x (B, C, L), t (B,) -> (B, C, L)."""
+    """x (B, C, L), t (B,), of a conditional model what it is told (B, F, L) -> (B, C, L)."""
 
-    def __init__(self, channels: int, options: S4DOptions) -> None:
+    def __init__(self, channels: int, options: S4DOptions, told: int = 0) -> None:
         super().__init__()
         hidden = options.hidden
         self.skip = options.skip
@@ -194,7 +197,8 @@ class Backbone(nn.Module):
         self.rates: Tensor
         self.time = nn.Sequential(nn.Linear(options.embedding, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
         self.enter = Channels(channels, hidden)
-        self.blocks = nn.ModuleList(Block(options, number == options.blocks - 1) for number in range(options.blocks))
+        last = options.blocks - 1
+        self.blocks = nn.ModuleList(Block(options, number == last, told) for number in range(options.blocks))
         self.inner = Channels(hidden, hidden)
         self.leave = Channels(hidden, channels)
 
@@ -206,15 +210,17 @@ class Backbone(nn.Module):
             kernels = [block.layer.circular(length) for block in self.blocks]  # type: ignore[operator, union-attr]
         # a processor goes through a few rows at a time: what they need stays in its cache from layer to layer
         rows = len(x) if x.device.type != "cpu" else max(1, CACHED // (length * len(self.inner.weight)))
-        parts = [self._rows(*part, kernels) for part in zip(x.split(rows), time.split(rows), strict=True)]
+        told = [None] * -(-len(x) // rows) if condition is None else condition.split(rows)
+        parts = [self._rows(*part, kernels) for part in zip(x.split(rows), time.split(rows), told, strict=True)]
         y = parts[0] if len(parts) == 1 else torch.cat(parts)
         return x + y if self.skip else y
 
-    def _rows(self, x: Tensor, time: Tensor, kernels: list[Tensor]) -> Tensor:
+    def _rows(self, x: Tensor, time: Tensor, told: Tensor | None, kernels: list[Tensor]) -> Tensor:
         h = self.enter(x.transpose(0, 1)).relu()
+        told = None if told is None else told.transpose(0, 1)
         total: Tensor | None = None
         for block, kernel in zip(self.blocks, kernels, strict=True):
-            h, skip = block(h, time, kernel)
+            h, skip = block(h, time, kernel, told)
             total = skip if total is None else total + skip
         assert total is not None  # there is a block
         y: Tensor = self.leave(self.inner(total).relu()).transpose(0, 1)
@@ -226,4 +232,5 @@ def s4d(config: S4DOptions, spec: Spec) -> Backbone:
     state = spec.state
     if not isinstance(state, Leaf) or state.kind != "continuous" or len(state.shape) != 2:
         raise UsageError(f"network s4d is for windows (channels, steps) of numbers, not for {state}")
-    return Backbone(state.shape[0], config)
+    told = spec.condition.shape[0] if isinstance(spec.condition, Leaf) else 0
+    return Backbone(state.shape[0], config, told)

@@ -35,6 +35,14 @@ def register_paths(register: Register) -> None:
 
 
 @hookimpl
+def register_samplers(register: Register) -> None:
+    register(
+        "conditional", "flowplat_timeseries.conditional:sampler", uses=("path", "predicts", "solver", "guidance"),
+        summary="forecasts of a conditional model, from a process regressed on what it is told",
+    )  # fmt: skip
+
+
+@hookimpl
 def register_metrics(register: Register) -> None:
     register(
         "forecasts",
@@ -64,4 +72,5 @@ def register_presets(register: Register) -> None:
         "flow", f"{presets}/flow.yaml", summary="hourly series by flow matching, minutes on a laptop", default=True
     )
     register("gp", f"{presets}/gp.yaml", summary="TSFlow: noise from a Gaussian process, paired by optimal transport")
+    register("conditional", f"{presets}/conditional.yaml", summary="TSFlow's conditional model: forecasts alone")
     register("tsdiff", f"{presets}/tsdiff.yaml", summary="TSDiff: the same by variance-preserving diffusion")

@@ -20,6 +20,7 @@ from flowplat_timeseries.asking import (
     Seed,
     Steps,
     Weight,
+    of_everything,
     permuted,
     windowed,
 )
@@ -165,8 +166,9 @@ def impute(
     the table.
     """
     writing.refuse_ending(out)
-    series, skipped = brought(trained, inputs, freq, Columns(time, item, target))
     data = cast(SeriesSet, trained.data)
+    of_everything(data, "impute")
+    series, skipped = brought(trained, inputs, freq, Columns(time, item, target))
     length = data.config.context + data.config.horizon
     jobs = [job for number, one in enumerate(series) for job in _jobs(number, one.values, length)]
     asked = Asked(samples=samples, steps=steps, likelihood=likelihood, scale=scale, weight=weight)

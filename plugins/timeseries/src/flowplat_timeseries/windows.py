@@ -6,6 +6,9 @@ arXiv 2307.11494.)
 """
 
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowcore.data import Batch
+from flowplat_timeseries import conditional
 from flowplat_timeseries.calendar import offset_name
 
 FLOOR = 0.1  # of a series' mean size, below which no context is scaled up
@@ -67,7 +71,7 @@ def channels(long: Tensor, lags: Sequence[int]) -> tuple[Tensor, Tensor]:
     length = long.shape[1] - reach
     x = torch.stack([long[:, reach - lag : reach - lag + length] for lag in (0, *lags)], 1)
     mask = torch.isfinite(x)
-    return torch.where(mask, x, 0.0), mask.to(long.dtype)
+    return x.masked_fill(~mask, 0.0), mask.to(long.dtype)
 
 
 def scaled(long: Tensor, context: int, lags: Sequence[int], level: Tensor, scaling: Scaling = "mean") -> Scaled:
@@ -87,7 +91,7 @@ def scaled(long: Tensor, context: int, lags: Sequence[int], level: Tensor, scali
     size = seen.abs().sum(1) / count.clamp(min=1)
     level = level.to(size)
     scale = torch.where(count > 0, torch.maximum(size, FLOOR * level), level)
-    scale = torch.where(scale > 0, scale, 1.0)
+    scale = scale.masked_fill(scale <= 0, 1.0)
     loc = torch.zeros_like(scale)
     if scaling == "standard":
         loc = seen.sum(1) / count.clamp(min=1)
@@ -119,7 +123,8 @@ class Windows:
     A window lies within its series, with the largest lag before it where the series is long enough for that; a series
     shorter than a window is one window, filled up before its beginning with what is missing. ``last`` takes the last
     window of every series instead of drawing. ``mask`` is that of ``channels``; ``extra`` has ``scale`` and ``loc``,
-    the number of the series as ``item``, and ``start``, where in it the window begins, all (B,).
+    the number of the series as ``item``, and ``start``, where in it the window begins, all (B,). With a ``law`` the
+    windows are posed as a conditional model takes them: see ``conditional.posed``.
     """
 
     def __init__(
@@ -131,29 +136,63 @@ class Windows:
         last: bool = False,
         levels: Sequence[float] | None = None,
         scaling: Scaling = "mean",
+        law: conditional.Law | None = None,
     ) -> None:
-        self.values, self.scaling = values, scaling
+        self.values, self.scaling, self.law = values, scaling, law
         self.context, self.horizon, self.lags, self.last = context, horizon, list(lags), last
         self.levels = [level_of(one) for one in values] if levels is None else list(levels)
+        self.whole = all(len(one) >= context + horizon and np.isfinite(one).all() for one in values)
 
     def __len__(self) -> int:
         return len(self.values)
 
+    @cached_property
+    def _held(self) -> "_Held":
+        return _Held.of(self.values, self.levels)
+
+    @property
+    def nbytes(self) -> int:
+        """See ``flowcore.data.Resident``."""
+        return 8 * sum(len(one) for one in self.values)
+
+    def to(self, device: torch.device) -> "Windows":
+        """See ``flowcore.data.Resident``: windows are cut where the series are held."""
+        moved = copy(self)
+        moved.__dict__["_held"] = _Held(*(one.to(device) for one in self._held))
+        return moved
+
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """See ``Source.batch``."""
-        length, reach = self.context + self.horizon, max(self.lags, default=0)
-        places = torch.rand(len(rows), dtype=torch.float64, generator=generator).tolist()
-        items, stops = rows.tolist(), []
-        for item, place in zip(items, places, strict=True):
-            n = len(self.values[item])
-            first = min(n, length + reach) if n >= length + reach + self.horizon else min(n, length)
-            stops.append(n if self.last else first + int(place * (n - first + 1)))
-        long = np.stack([cut(self.values[i], stop, reach + length) for i, stop in zip(items, stops, strict=True)])
-        level = torch.tensor([self.levels[item] for item in items], dtype=torch.float64)
-        made = scaled(torch.from_numpy(long), self.context, self.lags, level, self.scaling)
-        starts = torch.tensor([stop - length for stop in stops])
-        extra = {"scale": made.scale.float(), "loc": made.loc.float(), "item": rows.clone(), "start": starts}
-        return Batch(made.x, mask=made.mask, extra=extra)
+        held, length, reach = self._held, self.context + self.horizon, max(self.lags, default=0)
+        place = torch.rand(len(rows), dtype=torch.float64, generator=generator, device=generator.device)
+        rows, place = (one.to(held.flat.device, non_blocking=True) for one in (rows, place))
+        n = held.lengths[rows]
+        first = n.clamp(max=length).masked_fill(n >= length + reach + self.horizon, length + reach)
+        stop = n if self.last else first + (place * (n - first + 1)).long()
+        step = (stop - reach - length)[:, None] + torch.arange(reach + length, device=n.device)
+        inside = (step >= 0) & (step < n[:, None])
+        at = held.starts[rows][:, None] + step
+        long = held.flat[at.clamp(0, len(held.flat) - 1)].masked_fill(~inside, torch.nan)
+        made = scaled(long, self.context, self.lags, held.levels[rows], self.scaling)
+        extra = {"scale": made.scale.float(), "loc": made.loc.float(), "item": rows.clone(), "start": stop - length}
+        if self.law is None:
+            return Batch(made.x, mask=made.mask, extra=extra)
+        return replace(conditional.posed(made.x, made.mask, self.lags, self.law, generator, self.whole), extra=extra)
+
+
+class _Held(NamedTuple):
+    """Series end to end (sum n,), and of each where it starts, its length and its level."""
+
+    flat: Tensor
+    starts: Tensor
+    lengths: Tensor
+    levels: Tensor
+
+    @classmethod
+    def of(cls, values: Sequence[np.ndarray], levels: Sequence[float]) -> "_Held":
+        lengths = torch.tensor([len(one) for one in values])
+        flat = torch.from_numpy(np.concatenate(values).astype(np.float64))
+        return cls(flat, lengths.cumsum(0) - lengths, lengths, torch.tensor(levels, dtype=torch.float64))
 
 
 def observed(
