@@ -135,7 +135,7 @@ class Fit:
         self.average.load_state_dict(kept)
         return {
             "steps": int(self.count), "seconds": round(time.perf_counter() - began, 1), "graph": self.graph is not None,
-            "steps_per_s": round(int(self.count) / max(trained, 1e-9), 1), "best_validation_crps": round(best, 5),
+            "steps_per_s": round(int(self.count) / max(trained, 1e-9), 1), "best_validation": round(best, 5),
             "step_loss_validation": history,
         }  # fmt: skip
 
