@@ -91,7 +91,7 @@ def edges_of(graph: Graph) -> Edges:
     """All edges of each molecule, without waiting for a GPU."""
     pairs = graph.sizes * (graph.sizes - 1) // 2
     pair, atom = pairs.cumsum(0) - pairs, graph.sizes.cumsum(0) - graph.sizes  # where each molecule begins
-    molecule = graph.pair.repeat_interleave(2)
+    molecule = graph.pair[:, None].expand(-1, 2).reshape(-1)
     n = graph.sizes[molecule]
     k = torch.arange(len(molecule), device=molecule.device) - 2 * pair[molecule]
     to, source = k // (n - 1), k % (n - 1)

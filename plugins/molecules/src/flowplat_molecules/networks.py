@@ -12,6 +12,7 @@ from flowcore.plugin.contracts import Spec
 from flowcore.state import State
 from flowplat_molecules.graphs import of_index
 from flowplat_molecules.gvp import Convolution, EdgeUpdate, Positions, Radial, distances, edges_of
+from flowplat_molecules.replay import Graphs
 from flowplat_molecules.spec import MoleculeSpec, Property
 
 Embedding = Literal["concatenate", "sum", "multiply", "concatenate_sum", "concatenate_multiply"]
@@ -126,6 +127,7 @@ class Molecular(nn.Module):
         S, V, E = config.scalars, config.vectors, config.edges
         self.vectors = V
         self.seen = seen
+        self.graphs: Graphs | None = None
         self.atoms = enter(seen["atoms"] + 1 + seen["charges"], S)
         self.pairs = enter(seen["bonds"], E)
         self.radial = Radial(config.radial, config.cutoff)
@@ -143,8 +145,11 @@ class Molecular(nn.Module):
         self.bonds = nn.Sequential(nn.Linear(E, E), nn.SiLU(), nn.Linear(E, self.classes["bonds"]))
 
     def compile(self, *arguments: Any, **options: Any) -> None:
-        """Its blocks, compiled once for all of them and for any number of atoms, where the network as a whole would be
-        compiled anew for every batch."""
+        """On a GPU its steps are replayed from then on, see ``flowplat_molecules.replay``. Elsewhere its blocks are
+        compiled, once for any number of atoms, where the network as a whole would be compiled for every batch."""
+        if torch.cuda.is_available():
+            self.graphs = self.graphs or Graphs()
+            return
         for part in (*self.blocks, *self.positions, *self.edges):
             if part._compiled_call_impl is None:
                 part.compile(dynamic=True)
@@ -161,6 +166,17 @@ class Molecular(nn.Module):
         return (leaf[:, None] == torch.arange(self.seen[name], device=leaf.device)).to(dtype)
 
     def forward(self, x: State, t: Tensor, condition: Tensor | None = None, index: Any = None) -> State:
+        place = x["positions"]
+        if (
+            self.graphs is not None
+            and place.is_cuda
+            and not (torch.is_autocast_enabled("cuda") or place.requires_grad or torch.distributed.is_initialized())
+        ):
+            return self.graphs(self, self.plain, x, t, condition, index)
+        return self.plain(x, t, condition, index)
+
+    def plain(self, x: State, t: Tensor, condition: Tensor | None, index: Any) -> State:
+        """``forward`` without a graph."""
         graph = of_index(index, len(t))
         edges = edges_of(graph)
         place = x["positions"]
