@@ -47,7 +47,7 @@ class Fit:
         rows = torch.randint(len(self.source), (self.batch,), device=self.device)
         loss = self.objective(self.network, self.source.batch(rows, self.draws), self.draws).mean()
         for weight, gradient in zip(self.weights, torch.autograd.grad(loss, self.weights), strict=True):
-            weight.grad = gradient
+            weight.grad = gradient.contiguous()  # laid out as the weight, which the fused optimizer asks for
         nn.utils.clip_grad_norm_(self.weights, 0.5, foreach=True)
         with torch.no_grad():
             self.count += 1
