@@ -143,12 +143,13 @@ class ClassifierFree(Guidance):
 
 def _both(field: Field, x: State, t: Tensor, null: Any) -> tuple[State, State]:
     """v under the condition and under the null condition, from one evaluation of a doubled batch."""
-    if field.index is not None:  # rows of a ragged batch cannot be doubled by stacking
-        return field.velocity(x, t), field.with_condition(null).velocity(x, t)
+    index, samples = field.index, field.samples
+    if index is not None and samples is not None:  # of a ragged batch: the same samples once more, behind the others
+        index, samples = tree_map(lambda rows, n=samples: torch.cat([rows, rows + n]), index), 2 * samples
     twice = tree_map(lambda leaf: torch.cat([leaf, leaf]), x)
     condition = tree_map(lambda c, n: torch.cat([c, n]), field.condition, null)
     time = t if t.ndim == 0 else torch.cat([t, t])
-    v = field.with_condition(condition).velocity(twice, time)
+    v = field.with_condition(condition, index, samples).velocity(twice, time)
     return tree_map(lambda leaf: leaf.chunk(2)[0], v), tree_map(lambda leaf: leaf.chunk(2)[1], v)
 
 

@@ -110,7 +110,7 @@ def test_guidance_mixes_positions_and_log_probabilities(truth):
         logits = torch.cat([told, 1 - told, torch.full((len(told), 3), -50.0)], 1)
         pairs = torch.zeros(len(index["bonds"]), 5)
         return {
-            "positions": told * truth.x1["positions"],
+            "positions": told * truth.x1["positions"].repeat(2, 1),  # under the condition, and under none
             "atoms": logits,
             "charges": torch.zeros(len(told), 6),
             "bonds": pairs,
