@@ -1,11 +1,12 @@
-"""The full network on one GPU in some eight minutes: speed, small molecules, QM7, asked dipoles, five embeddings.
+"""The full network on one GPU in some nine minutes: speed, small molecules, QM7, asked dipoles, five embeddings.
 
-    python plugins/molecules/benchmarks/gpu.py --out FOLDER [--qm7 qm7.sdf.gz] [--seconds 450] [--quick | --small]
+    python plugins/molecules/benchmarks/gpu.py --out FOLDER [--qm7 qm7.sdf.gz] [--seconds 480] [--quick | --small]
 
 qm7.sdf.gz is what scripts/qm7_to_sdf.py makes of QM7. FOLDER/gpu.json is written after every stage, with whatever went
-wrong in one; what is drawn lies under FOLDER/drawn. xTB's values are computed in other processes meanwhile, where
-tblite and dftd4 are there. --quick is for a look whether it works, anywhere; --small takes the default preset's network
-and fixed numbers of steps, for a processor.
+wrong in one, and FOLDER/drawn.tar.gz with all that was drawn so far. xTB's values are computed in other processes
+meanwhile, where tblite and dftd4 are there; the blocks (gpu_speed.py) are compiled beside the rest, and timed last.
+--quick is for a look whether it works, anywhere; --small takes the default preset's network and fixed numbers of steps,
+for a processor.
 """
 
 import argparse
@@ -14,6 +15,10 @@ import math
 import multiprocessing
 import os
 import platform
+import subprocess
+import sys
+import tarfile
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -21,39 +26,36 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import gpu_speed
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from flowcore.couplings import Coupled
-from flowcore.data import Batch, batches, end_to_end
-from flowcore.seeds import generator
-from flowcore.training.loop import begin, fit
+from flowcore.plugin.contracts import Measured
+from flowcore.training.loop import TrainState, begin, fit
 from flowplat.config import resolve
 from flowplat.experiment import Experiment
 from flowplat.model import Model
 from flowplat_molecules import chemistry, metrics
-from flowplat_molecules.graphs import Molecules, centred, graph
-from flowplat_molecules.sampler import draw
 
 ASKED = (0.5, 1.0, 2.0, 3.0, 4.0)
 EMBEDDINGS = ("concatenate", "sum", "multiply", "concatenate_sum", "concatenate_multiply")
-PEAK = {
-    "H100": {"bf16": 989e12, "tf32": 494e12},
-    "H200": {"bf16": 989e12, "tf32": 494e12},
-}  # dense, NVIDIA's data sheets
+SCALES = (1.0, 3.0)  # of classifier-free guidance; the default preset has the latter
+Told = dict[str, Any]
 
 
 class Report:
     """What was found, on the disk after every stage."""
 
-    def __init__(self, folder: Path, quick: bool, small: bool, seconds: float) -> None:
-        self.folder, self.quick, self.small, self.seconds = folder, quick, small, seconds
-        self.start = time.perf_counter()
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.folder, self.quick, self.small, self.seconds = options.out, options.quick, options.small, options.seconds
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.work = Path(tempfile.mkdtemp())  # what is drawn, packed into the folder after every stage
+        self.start, self.written = time.perf_counter(), 0
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        card = torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor()
-        self.found: dict[str, Any] = {
-            "machine": card, "torch": torch.__version__, "python": platform.python_version(), "quick": quick,
+        card = torch.cuda.get_device_name() if self.device.type == "cuda" else platform.machine()
+        self.found: Told = {
+            "machine": card, "torch": torch.__version__, "python": platform.python_version(), "quick": self.quick,
         }  # fmt: skip
+        self.waiting: dict[str, tuple[list[tuple[Future[Any], int]], Callable[[], Told]]] = {}
 
     @property
     def left(self) -> float:
@@ -62,72 +64,122 @@ class Report:
     def stage(self, name: str, work: Callable[[], Any]) -> Any:
         began = time.perf_counter()
         print(f"== {name}, {self.left:.0f} s left", flush=True)
+        result = None
         try:
             result = work()
         except Exception as error:  # the stages after it are still worth having
             traceback.print_exc()
-            result = None
-            self.found.setdefault("errors", {})[name] = f"{type(error).__name__}: {error}"
+            self.found.setdefault("errors", {})[name] = f"{type(error).__name__}: {error}"[:500]
         if isinstance(result, dict):
-            self.found[name] = result
+            self.found.setdefault(name, {}).update(result)
         self.found.setdefault("seconds", {})[name] = round(time.perf_counter() - began, 1)
+        self.settle(0)
         self.write()
         return result
 
+    def settle(self, patience: float) -> None:
+        """Fill in what xTB has told by now, or within so many seconds."""
+        until = time.perf_counter() + patience
+        for name in list(self.waiting):
+            futures, compared = self.waiting[name]
+            while not all(one.done() for one, _ in futures) and time.perf_counter() < until:
+                time.sleep(0.1)
+            if patience or all(one.done() for one, _ in futures):
+                del self.waiting[name]
+                try:
+                    self.found.setdefault(name, {}).update(compared())
+                except Exception as error:
+                    traceback.print_exc()
+                    self.found.setdefault("errors", {})[name] = f"{type(error).__name__}: {error}"[:500]
+
     def write(self) -> None:
-        (self.folder / "gpu.json").write_text(json.dumps(self.found, indent=1))
+        text = self.folder / "gpu.json.tmp"
+        text.write_text(json.dumps(self.found, indent=1) + "\n")
+        text.rename(self.folder / "gpu.json")
+        drawn = sorted(self.work.glob("drawn/*/*"))
+        if len(drawn) != self.written:
+            packed = self.folder / "drawn.tar.gz.tmp"
+            with tarfile.open(packed, "w:gz", compresslevel=4) as archive:
+                for path in drawn:
+                    archive.add(path, path.relative_to(self.work))
+            packed.rename(self.folder / "drawn.tar.gz")
+            self.written = len(drawn)
 
 
 def settled(report: Report, *overrides: str) -> Experiment:
     """The full network's preset, or the small one's, made smaller still where the look is quick."""
     if report.small:
-        usual = ("eval.metrics=[]", "engine.threads=1", "sample.batch_size=60")
+        usual = ("eval.metrics=[]", "engine.threads=1", "sample.guidance=[]", "sample.batch_size=60")
         return Experiment(resolve("molecules", [*usual, *overrides], "molecules"))
     quick = (
         "network.scalars=32", "network.vectors=4", "network.edges=16", "network.blocks=3", "train.batch_size=16",
-        "sample.batch_size=16", "sample.steps=4", "train.validate_samples=32",
+        "sample.steps=4", "train.validate_samples=32", "sample.batch_size=20",
     )  # fmt: skip
     usual = (
-        "train.batch_size=256", "train.clip_by=norm", "train.weight_decay=1e-4", "train.ema=0.998",
-        "train.validate_every=null", "sample.batch_size=200", "eval.metrics=[]",
-        "engine.workers=0" if report.quick else "engine.workers=8",
+        "train.batch_size=512", "train.clip_by=norm", "train.weight_decay=1e-4", "train.ema=0.998",
+        "train.validate_every=null", "sample.batch_size=1000", "sample.sampler.edges=400000", "eval.metrics=[]",
+        "engine.threads=1", f"engine.workers={2 if report.quick else 8}",
     )  # fmt: skip
     return Experiment(resolve("molecules", [*usual, *overrides, *(quick if report.quick else ())], "propmolflow"))
 
 
-def trained(report: Report, experiment: Experiment, seconds: float, steps: int) -> tuple[Model, dict[str, Any]]:
-    """The run trained for about so many seconds, or of a small network for ``steps`` steps, the rate falling to zero at
-    the end; and how that went."""
-    lr = experiment.config.train.lr if report.small else 6e-4
+class LateError(Exception):
+    """The time of a stage is over."""
 
-    def timed(steps: int, source: Any, log: list[dict[str, Any]]) -> tuple[Any, float]:
-        settings = experiment.config.train.model_copy(
-            update={
-                "steps": steps, "lr": lr, "schedule": "cosine", "warmup": min(100, steps // 4),
-                "log_every": max(1, steps // 40), "checkpoint_every": 10**9,
-            }
-        )  # fmt: skip
-        state = begin(experiment.network(), settings, experiment.engine)
-        began = time.perf_counter()
-        seed, engine = experiment.config.seed, experiment.engine
-        fit(state, experiment.loss, source, settings, seed, log.append, lambda state: None, engine=engine)
-        return state, time.perf_counter() - began
 
-    source = experiment.source
-    if not report.small:
-        short = 4 if report.quick else 24
-        timed(2, source, [])
-        _, first = timed(short, source, [])
-        _, more = timed(2 * short, source, [])  # what the start of the loader costs is in both
-        pace = max((more - first) / short, 1e-4)
-        steps = 6 if report.quick else max(60, int(0.93 * (seconds - 2 * (first + more)) / pace))
-    log: list[dict[str, Any]] = []
-    state, took = timed(steps, source, log)
+def fitted(
+    experiment: Experiment, steps: int, lr: float, log: list[Told], limit: float
+) -> tuple[TrainState, list[float]]:
+    """A run trained for ``steps`` steps, or for ``limit`` seconds, and when each step was made."""
+    settings = experiment.config.train.model_copy(
+        update={
+            "steps": steps, "lr": lr, "schedule": "cosine", "warmup": min(100, steps // 4),
+            "log_every": max(1, steps // 40), "checkpoint_every": 10**9,
+        }
+    )  # fmt: skip
+    state = begin(experiment.network(), settings, experiment.engine)
+    began, times = time.perf_counter(), []
+
+    def after(step: int) -> BaseException | None:
+        times.append(time.perf_counter() - began)
+        return LateError() if times[-1] > limit else None
+
+    seed, engine = experiment.config.seed, experiment.engine
+    try:
+        fit(state, experiment.loss, experiment.source, settings, seed, log.append, lambda state: None, after,
+            engine=engine)  # fmt: skip
+    except LateError:
+        print(f"stopped after {state.step} of {steps} steps", flush=True)
+    return state, times
+
+
+def pace_of(report: Report, experiment: Experiment) -> float:
+    """Seconds a training step takes, the start of the loader left out."""
+    count = 6 if report.quick else 40
+    _, times = fitted(experiment, count, 1e-4, [], 60)
+    return (times[-1] - times[count // 4]) / (len(times) - 1 - count // 4)
+
+
+def trained(report: Report, experiment: Experiment, steps: int, limit: float) -> tuple[Model, Told]:
+    """The run trained, its rate falling to zero at the end; and how that went. Where it diverges, once more at a lower
+    rate in the time that is left."""
+    lr, log = (experiment.config.train.lr if report.small else 5e-4), []
+    began = time.perf_counter()
+    try:
+        state, times = fitted(experiment, steps, lr, log, limit)
+    except Exception as error:
+        if "not finite" not in str(error) and " is nan" not in str(error):
+            raise
+        print(error, flush=True)
+        rest = 1 - (time.perf_counter() - began) / limit
+        lr, log = lr / 4, []
+        state, times = fitted(experiment, max(2, int(rest * steps)), lr, log, rest * limit)
     model = Model(experiment, state.ema.module.eval(), report.folder)
     size = experiment.config.train.batch_size
     told = {
-        "steps": steps, "batch_size": size, "seconds": round(took, 1), "molecules_per_s": round(steps * size / took, 1),
-        "train_molecules": len(experiment.data.train()), "loss": [(row["step"], round(row["loss"], 4)) for row in log],
+        "steps": state.step, "batch_size": size, "lr": lr, "seconds": round(times[-1], 1),
+        "molecules_per_s": round(state.step * size / times[-1], 1), "train_molecules": len(experiment.data.train()),
+        "loss": [(row["step"], round(row["loss"], 4)) for row in log],
         "validation_loss": round(experiment.validate(model.network), 4),
         "precision": experiment.config.engine.precision,
         "parameters": sum(p.numel() for p in state.network.parameters()),
@@ -135,283 +187,194 @@ def trained(report: Report, experiment: Experiment, seconds: float, steps: int) 
     return model, told
 
 
-def structure(report: Report, model: Model, count: int, name: str) -> dict[str, Any]:
-    """Shares of sound molecules among ``count``, properties as the training data has them, and how fast they came."""
+def guided(report: Report, model: Model, scale: float) -> Model:
+    """The same model under guidance."""
+    words = "[]" if scale == 1 else f"[{{name: classifier_free, scale: {scale}}}]"
+    other = settled(report, f"sample.guidance={words}")
+    config = model.experiment.config
+    experiment = Experiment(config.model_copy(update={"sample": other.config.sample}))
+    experiment.data = model.data  # read once
+    return Model(experiment, model.network, report.folder)
+
+
+def drawn(report: Report, model: Model, count: int, name: str, pool: Any, wish: str | None, whole: bool) -> Told:
+    """``count`` molecules, asked what training molecules have or what is wished: how many are sound, and later what
+    xTB says of them. ``whole`` has every figure of soundness, with its floor and its baseline."""
     began = time.perf_counter()
-    samples = model.sample(count, seed=1)
-    _wait()
+    samples = model.sample(count, seed=1, condition=wish)
     took = time.perf_counter() - began
-    model.data.write(samples, made(report, name))
-    measured = Measured_(report, model)
-    figures = metrics.structure(samples, measured)
-    return {
-        "count": count, "steps": model.experiment.config.sample.steps, "molecules_per_s": round(count / took, 1),
-    } | {key: {"value": one.value, "floor": one.floor, **one.baselines} for key, one in figures.items()}  # fmt: skip
-
-
-def Measured_(report: Report, model: Model) -> Any:
-    from flowcore.plugin.contracts import Measured
-
-    return Measured(model.data, report.folder, 0, report.device, model)
-
-
-def made(report: Report, name: str) -> Path:
-    folder = report.folder / "drawn" / name
+    folder = report.work / "drawn" / name.replace(": ", "-").replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def asked(report: Report, model: Model, count: int, name: str, pool: Any) -> Callable[[], dict[str, Any]]:
-    """``count`` molecules for each of five dipoles; a function that waits for xTB's values of them and compares."""
-    parts = []
-    for number, target in enumerate(ASKED):
-        parts.append(model.sample(count, seed=10 + number, condition=f"mu={target}"))
-
-    samples = end_to_end(parts)
-    model.data.write(samples, made(report, name))
+    model.data.write(samples, folder)
     checked = list(chemistry.verdicts(samples, model.data.vocabulary))
-    jobs = []
+    verdicts = [verdict for _, verdict in checked]
+    told: Told = {"count": count, "seconds": round(took, 2), "molecules_per_s": round(count / took, 1)} | {
+        key: round(sum(getattr(one, key) for one in verdicts) / count, 4)
+        for key in ("valid", "stable", "closed_shell", "masked")
+    }
+    if whole:
+        figures = metrics.structure(samples, Measured(model.data, report.folder, 0, report.device, model))
+        told |= {key: {"value": one.value, "floor": one.floor, **one.baselines} for key, one in figures.items()}
+    jobs: list[Any] = []
     for raw, verdict in checked:
-        if verdict.masked or verdict.fragments != 1 or not verdict.closed_shell:
-            jobs.append(None)
-        else:
-            numbers = [atom.GetAtomicNum() for atom in raw.GetAtoms()]
-            jobs.append((numbers, raw.GetConformer().GetPositions(), verdict.charge))
-    futures = [pool.submit(_dipoles, jobs[k : k + 25]) for k in range(0, len(jobs), 25)]
+        fit_for = not verdict.masked and verdict.fragments == 1 and verdict.closed_shell
+        numbers = [atom.GetAtomicNum() for atom in raw.GetAtoms()]
+        jobs.append((numbers, raw.GetConformer().GetPositions(), verdict.charge) if fit_for else None)
+    parts = [jobs[k : k + 25] for k in range(0, len(jobs), 25)]
+    futures = [(pool.submit(_dipoles, part), len(part)) for part in parts]
     sizes = torch.bincount(samples.index["positions"], minlength=len(samples))
-    wanted = samples.condition[:, [one.name for one in model.data.spec().properties].index("mu")].double()
-    valid = [verdict.valid for _, verdict in checked]
     column = [one.name for one in model.data.spec().properties].index("mu")
+    wanted, valid = samples.condition[:, column].double(), torch.tensor([one.valid for one in verdicts])
 
-    def compared() -> dict[str, Any]:
-        values = torch.tensor([value for future in futures for value in _of(future)], dtype=torch.float64)
-        told = {"count": len(wanted), "valid": sum(valid) / len(valid)}
+    def compared() -> Told:
+        values = torch.tensor([value for one, many in futures for value in _of(one, many)], dtype=torch.float64)
         known = ~values.isnan()
-        told["xtb_counted"] = int(known.sum())
-        if int(known.sum()) < 10:
-            return told
-        for label, which in (("all", known), ("valid", known & torch.tensor(valid))):
+        found: Told = {"xtb_counted": int(known.sum())}
+        for label, which in (("all", known), ("of_valid", known & valid)):
             a, c = wanted[which], values[which]
-            told[label] = {
+            if len(a) < 3:
+                continue
+            found[label] = {
                 "count": len(a), "spearman": metrics.spearman(a, c), "mae": float((a - c).abs().mean()),
                 "mae_shuffled": metrics.shuffled(a, c),
                 "mae_size_only": metrics.size_only(a, sizes[which], model.data, column),
-                "mean_by_target": {str(t): float(c[a == t].mean()) for t in ASKED if bool((a == t).any())},
-                "median_by_target": {str(t): float(c[a == t].median()) for t in ASKED if bool((a == t).any())},
             }  # fmt: skip
-        return told
+            if wish is not None:
+                by = {t: c[a == t] for t in ASKED if bool((a == t).any())}
+                found[label] |= {
+                    "mean_by_target": {str(t): round(float(part.mean()), 3) for t, part in by.items()},
+                    "mae_by_target": {str(t): round(float((part - t).abs().mean()), 3) for t, part in by.items()},
+                }
+        return found
 
-    return compared
+    report.waiting[name] = futures, compared
+    return told
 
 
-def _of(future: Future) -> list[float]:
-    return future.result(timeout=120)
+def _of(future: Future[Any], count: int) -> list[float]:
+    """What a process has told of ``count`` molecules; NaN where it did not end, or not in time."""
+    try:
+        values: list[float] = future.result(timeout=0)
+        return values
+    except Exception as error:
+        print(f"no values of xTB: {type(error).__name__}: {error}", flush=True)
+        return [math.nan] * count
 
 
 def _dipoles(jobs: list[Any]) -> list[float]:
-    """GFN2-xTB's dipoles in Debye; in a process of its own."""
+    """GFN2-xTB's dipoles in Debye, in a process of its own."""
     os.environ["OMP_NUM_THREADS"] = "1"
     from flowplat_molecules import xtb
 
     return [math.nan if job is None else xtb.properties(*job)["mu"] for job in jobs]
 
 
-def speed(report: Report) -> dict[str, Any]:
-    """Training and sampling speed at QM9's sizes (3 to 29 atoms, 18 on average), and the share of the card's peak."""
-    count = 32 if report.quick else 512
-    sizes = (18 + 3 * torch.randn(4 * count, generator=generator(0, "sizes"))).round().long().clamp(3, 29)
-    laid, draws = graph(sizes), generator(0, "molecules")
-    x1 = {
-        "positions": centred(3 * torch.randn(len(laid.atom), 3, generator=draws), laid.atom, len(sizes)),
-        "atoms": torch.randint(5, (len(laid.atom),), generator=draws),
-        "charges": torch.randint(6, (len(laid.atom),), generator=draws),
-        "bonds": torch.randint(5, (len(laid.pair),), generator=draws),
-    }
-    source = Molecules(x1, sizes, torch.rand(len(sizes), 1, generator=draws))
-    told: dict[str, Any] = {
-        "batch": count, "atoms": float(sizes.float().mean()), "edges": float((sizes * (sizes - 1)).float().mean()),
-    }  # fmt: skip
-    card = next((peak for name, peak in PEAK.items() if name in report.found["machine"]), None)
-    variants = [(precision, compiled) for compiled in (False, True) for precision in ("32-true", "bf16-mixed")]
-    if report.quick:
-        variants = variants[:1]
-    for precision, compiled in variants:
-        name = f"{precision}{', compiled' if compiled else ''}"
-        if compiled and report.left < 0.82 * report.seconds:
+def collection(report: Report, pool: Any, name: str, data: str, seconds: float) -> None:
+    """One data set: trained, and drawn from with and without guidance."""
+    experiment, box, began = settled(report, data), {}, time.perf_counter()
+
+    def train() -> Told:
+        steps = 1500
+        if not report.small:
+            pace = pace_of(report, experiment)
+            ahead = seconds - (time.perf_counter() - began) - 3
+            steps = 6 if report.quick else max(60, int(0.97 * ahead / pace))
+        limit = math.inf if report.small else max(seconds - (time.perf_counter() - began), 20)
+        box["model"], told = trained(report, experiment, steps, limit)
+        return told
+
+    report.stage(f"{name}: training", train)
+    if "model" not in box:
+        return
+    count, wish = (20 if report.quick else 120 if report.small else 1000), _wish()
+    for scale in SCALES:
+        one, label = guided(report, box["model"], scale), f"{name}: scale {scale:g}"
+        report.stage(f"{label}, usual", lambda o=one, n=f"{label}, usual": drawn(report, o, count, n, pool, None, True))
+        report.stage(
+            f"{label}, asked", lambda o=one, n=f"{label}, asked": drawn(report, o, count, n, pool, wish, False)
+        )
+
+
+def _wish() -> str:
+    return "mu=" + "|".join(map(str, ASKED))
+
+
+def embeddings(report: Report, pool: Any, data: str, seconds: float) -> None:
+    """Five networks for as many steps each."""
+    count, steps, first = (10 if report.quick else 120 if report.small else 500), 500, None
+    for embedding in EMBEDDINGS:
+        experiment = settled(report, data, f"network.embedding={embedding}", f"sample.batch_size={count}")
+        if first is not None:
+            experiment.data = first.data  # read once
+        if not report.small and not report.quick and report.left < 0.6 * seconds:
+            report.found.setdefault("errors", {})[f"embedding {embedding}"] = "no time was left"
             continue
-        try:
-            told[name] = _speed(report, source, count, precision, compiled, card)
-        except Exception as error:
-            traceback.print_exc()
-            told[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
-        report.found["speed"] = told
-        report.write()
-    began = time.perf_counter()  # the loader alone, in this process
-    aligned = Coupled(source, None, settled(report).parts.coupling)
-    for number in range(2):
-        aligned.batch(torch.arange(count), generator(0, "loader", number))
-    told["loader_molecules_per_s_per_process"] = round(2 * count / (time.perf_counter() - began), 1)
-    return told
+        if first is None and not report.small:  # all have the steps of the first
+            pace = report.stage("embeddings: pace", lambda one=experiment: pace_of(report, one)) or 0.05
+            steps = 6 if report.quick else max(60, int(0.8 * seconds / pace))
+        first = first or experiment
 
+        def one(embedding: str = embedding, experiment: Experiment = experiment, steps: int = steps) -> Told:
+            limit = math.inf if report.small else 1.3 * seconds
+            model, told = trained(report, experiment, steps, limit)
+            for scale in SCALES:
+                label = f"embedding {embedding}: scale {scale:g}"
+                found = drawn(report, guided(report, model, scale), count, label, pool, _wish(), False)
+                report.found.setdefault(label, {}).update(found)
+            return told
 
-def _speed(report: Report, source: Molecules, count: int, precision: str, compiled: bool, card: Any) -> dict[str, Any]:
-    experiment = settled(report, f"engine.precision={precision}")
-    settings = experiment.config.train.model_copy(update={"steps": 10, "batch_size": count})
-    device, steps = report.device, 2 if report.quick else 12
-    network = experiment.network()
-    state = begin(network, settings, experiment.engine)
-    if compiled:
-        network.compile()
-    some = list(batches(Coupled(source, None, experiment.parts.coupling), count, 0, 4, 0))
-    some = [batch.to(device) for batch in some]
-    draws = generator(0, "loss", device=device)
-
-    def step(batch: Batch) -> None:
-        value = experiment.loss(state.module, batch, draws).mean()
-        state.optimizer.zero_grad()
-        experiment.engine.fabric.backward(value)
-        state.optimizer.step()
-        state.ema.update_parameters(network)
-
-    told: dict[str, Any] = {}
-    began = time.perf_counter()
-    for number in range(3 if report.quick else 8):
-        step(some[number % 4])
-    _wait()
-    told["warm_up_s"] = round(time.perf_counter() - began, 1)
-    began = time.perf_counter()
-    for number in range(steps):
-        step(some[number % 4])
-    _wait()
-    pace = (time.perf_counter() - began) / steps
-    told["train_molecules_per_s"] = round(count / pace, 1)
-    if not compiled:
-        with FlopCounterMode(display=False) as counter:
-            step(some[0])
-        flops = counter.get_total_flops()
-        told["train_tflop_per_step"] = round(flops / 1e12, 3)
-        report.found.setdefault("flops", {})["train"] = flops
-    flops = report.found.get("flops", {}).get("train", 0)
-    peak = None if card is None else card["bf16" if precision.startswith("bf16") else "tf32"]
-    told["train_tflop_per_s"] = round(flops / pace / 1e12, 2)
-    if peak:
-        told["train_share_of_peak"] = round(flops / pace / peak, 4)
-    network.eval()
-    calls = 4 if report.quick else 100
-    called = experiment.engine.called(network, precision)
-    sizes, parts = source.sizes[:count], experiment.steered()
-    condition = torch.ones(count, 1, device=device)
-    draw(parts, called, sizes, condition, 2, draws)
-    _wait()
-    began = time.perf_counter()
-    draw(parts, called, sizes, condition, calls, draws)
-    _wait()
-    took = time.perf_counter() - began
-    told["sample_molecules_per_s_at_100_steps"] = round(count / took * calls / 100, 1)
-    if not compiled:
-        with FlopCounterMode(display=False) as counter:
-            draw(parts, called, sizes, condition, 1, draws)
-        report.found["flops"]["sample"] = counter.get_total_flops()
-    flops = report.found.get("flops", {}).get("sample", 0)
-    told["sample_tflop_per_s"] = round(flops * calls / took / 1e12, 2)
-    if peak:
-        told["sample_share_of_peak"] = round(flops * calls / took / peak, 4)
-    if device.type == "cuda":
-        told["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 1)
-        torch.cuda.reset_peak_memory_stats()
-    return told
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        report.stage(f"embedding {embedding}", one)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--qm7", type=Path)
-    parser.add_argument("--seconds", type=float, default=450)
+    parser.add_argument("--seconds", type=float, default=480)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    torch.set_float32_matmul_precision("high")
-    quick = options.quick
-    small_one = options.small
-    report = Report(options.out, quick, small_one, options.seconds)
-    pool = ProcessPoolExecutor(1 if small_one else 2 if quick else 10, mp_context=multiprocessing.get_context("spawn"))
-    waiting: dict[str, Callable[[], dict[str, Any]]] = {}
-    whole = options.seconds
+    gpu_speed.settings()
+    report, whole = Report(options), options.seconds
+    processes = 1 if report.small else 2 if report.quick else 6
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    compiling = None
+    if not report.small:
+        plain, compiled = report.work / "plain.json", report.folder / "compiled.json"
 
-    if not small_one:
-        report.stage("speed", lambda: speed(report))
-    compiles = _faster_compiled(report.found.get("speed", {}))
-    report.found["compiled_training"] = compiles
-    common = ["engine.compile=true"] if compiles else []
-    count, each = (8, 2) if quick else (120, 60) if small_one else (1000, 200)
+        def save(found: Told) -> None:
+            report.found["speed"] = found
+            plain.write_text(json.dumps(found))
 
-    def run(name: str, data: str, seconds: float, guided: bool) -> None:
-        box: dict[str, Any] = {}
-
-        def train() -> dict[str, Any]:
-            box["model"], told = trained(report, settled(report, data, *common), seconds, 1500)
-            return told
-
-        report.stage(f"{name}: training", train)
-        if "model" not in box:
-            return
-        model: Model = box["model"]
-        report.stage(f"{name}: structure", lambda: structure(report, model, count, name))
-
-        def ask(label: str, one: Model) -> None:
-            waiting[label] = asked(report, one, each, label.replace(": ", "-").replace(" ", "-"), pool)
-
-        report.stage(f"{name}: drawn for dipoles", lambda: ask(f"{name}: dipoles", model))
-        if guided:
-            config = model.experiment.config
-            over = [data, *common, "sample.guidance=[{name: classifier_free, scale: 2}]"]
-            other = Model(settled(report, *over), model.network, report.folder)
-            assert other.experiment.config.network == config.network
-            report.stage(f"{name}: drawn guided", lambda: ask(f"{name}: dipoles, guided w=2", other))
-
+        report.stage("speed", lambda: gpu_speed.run(False, report.quick, save))
+        told = [sys.executable, gpu_speed.__file__, "--out", str(compiled), "--compiled", "--counted", str(plain)]
+        quiet = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "6"}  # the rest needs processors too
+        compiling = subprocess.Popen(told + ["--quick"] * report.quick, stdin=subprocess.PIPE, text=True, env=quiet)
     small = "data={name: builtin, judge_share: 0}"
-    run("small", small, 0.24 * whole, True)
+    collection(report, pool, "small", small, 0.23 * whole)
     if options.qm7 is not None:
-        place = options.qm7.absolute()
         fields = "properties: [mu], judge_share: 0, units: {mu: D}, method: GFN2-xTB"
-        run("qm7", f"data={{name: sdf, path: {place}, {fields}}}", 0.24 * whole, False)
-
-    def settle() -> None:
-        for label in list(waiting):
-            report.stage(label, waiting.pop(label))
-
-    share = max(8.0, (report.left - 45) / len(EMBEDDINGS) - 6)
-    for embedding in EMBEDDINGS:
-        if report.left < 25 and not quick and not small_one:
-            break
-
-        def one(embedding: str = embedding) -> dict[str, Any]:
-            model, told = trained(report, settled(report, small, f"network.embedding={embedding}", *common), share, 500)
-            label = f"embedding {embedding}"
-            waiting[f"{label}: dipoles"] = asked(report, model, each, label.replace(" ", "-"), pool)
-            return told
-
-        report.stage(f"embedding {embedding}", one)
-        if embedding == EMBEDDINGS[1]:
-            settle()
-    settle()
+        collection(report, pool, "qm7", f"data={{name: sdf, path: {options.qm7.absolute()}, {fields}}}", 0.23 * whole)
+    embeddings(report, pool, small, max(8.0, (report.left - 45) / len(EMBEDDINGS) - 7))
+    if compiling is not None:
+        report.stage("speed, compiled", lambda: _timed(report, compiling, compiled))
+    report.settle(60 if report.small or report.quick else max(1, report.left))
     pool.shutdown(wait=False, cancel_futures=True)
     report.found["seconds"]["whole"] = round(time.perf_counter() - report.start, 1)
     report.write()
     print(json.dumps(report.found, indent=1))
 
 
-def _faster_compiled(told: dict[str, Any]) -> bool:
-    """Whether the compiled blocks trained more than a tenth faster, in 32 bits."""
-    plain, compiled = told.get("32-true", {}), told.get("32-true, compiled", {})
-    key = "train_molecules_per_s"
-    return bool(key in compiled and compiled[key] > 1.1 * plain.get(key, math.inf))
+def _timed(report: Report, compiling: Any, path: Path) -> Told:
+    """What the compiled blocks do, now that the GPU is theirs."""
+    if report.device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        compiling.communicate("go\n", timeout=120 if report.quick else max(15, report.left - 3))
+    except subprocess.TimeoutExpired:
+        compiling.kill()
+    found: Told = json.loads(path.read_text())
+    return found | {"ended": compiling.returncode == 0}
 
 
 if __name__ == "__main__":
