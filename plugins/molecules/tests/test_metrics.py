@@ -167,8 +167,13 @@ def test_far_targets_are_asked_of_the_model_itself(small, tmp_path) -> None:
     assert wishes == [f"mu={target!r}"]
     assert figures["mu_far"].value == pytest.approx((best - target).abs().mean().item(), abs=1e-3)
     assert figures["mu_far"].baselines["training_data"] > 3
-    with pytest.raises(UsageError, match=r"leave it out of eval\.metrics"):
-        metrics.out_of_distribution(some(small, 2), measured(small, tmp_path))
+
+
+def test_files_have_no_far_target_and_those_of_nothing_asked_no_judge(small, tmp_path, caplog) -> None:
+    unasked = replace(some(small, 2), condition=torch.full((2, 1), math.nan))
+    assert metrics.out_of_distribution(some(small, 2), measured(small, tmp_path)) == {}
+    assert metrics.judge_error(unasked, measured(small, tmp_path)) == {}
+    assert [one.message.partition(":")[0] for one in caplog.records] == ["ood is left out", "judge is left out"]
 
 
 def test_without_anything_asked_there_is_no_error_to_tell(small, tmp_path) -> None:
