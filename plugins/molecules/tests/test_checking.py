@@ -72,12 +72,31 @@ def test_validate_says_of_each_record_what_it_has_or_why_not(record, sdf, tmp_pa
 
 def test_dft_takes_so_many_and_says_what_it_left(record, sdf) -> None:
     pytest.importorskip("pyscf")
-    path = sdf("a.sdf", record("[NH4+]"), record("[H][H]"), record("[H][H]"))
-    rows = validate(None, [path], None, by="dft:1", grid=1)
-    assert [row["note"] for row in rows] == ["charged", "", "past the first 1"]
+    hydrogen = record("[H][H]")
+    path = sdf("a.sdf", record("[NH4+]"), hydrogen, record("CBr"), record("O"), hydrogen)
+    rows = validate(None, [path], None, by="dft:2", grid=1, processes=2)
+    assert [row["note"] for row in rows] == [
+        "charged", "", "with an element that the basis has not", "", "past the first 2"
+    ]  # fmt: skip
     assert rows[1]["dft_mu"] == pytest.approx(0, abs=1e-6)
-    assert rows[1]["dft_gap"] > 0.4
+    assert 1.7 < rows[3]["dft_mu"] < 2
     assert "dft_alpha" not in rows[1]
+    [alone] = validate(None, [sdf("b.sdf", hydrogen)], None, by="dft:1", grid=1)  # in this process
+    assert alone["dft_gap"] == pytest.approx(rows[1]["dft_gap"], abs=1e-9)
+    assert alone["dft_gap"] > 0.4
+
+
+def test_a_molecule_whose_process_fails_takes_nothing_with_it() -> None:
+    pytest.importorskip("pyscf")
+    jobs = [
+        dft.Job([53, 1], np.array([[0, 0, 0], [0, 0, 1.6]]), 0),
+        dft.Job([1, 1], np.array([[0, 0, 0], [0, 0, 0.74]]), 0),
+    ]
+    told: list[int] = []
+    lost, kept = dft.several(jobs, False, 0, 2, told.append)
+    assert not lost
+    assert kept["gap"] > 0.4
+    assert told == [1, 2]
 
 
 @pytest.mark.parametrize(

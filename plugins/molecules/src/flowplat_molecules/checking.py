@@ -4,12 +4,12 @@ import csv
 import json
 import logging
 import math
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import numpy as np
 import torch
 from pydantic import Field
 from rdkit import Chem
@@ -20,13 +20,11 @@ from flowcore.plugin.contracts import Trained
 from flowplat_molecules import chemistry, dft, drawing, evaluators, metrics, records, xtb
 from flowplat_molecules.data import Collection
 from flowplat_molecules.graphs import joined
-from flowplat_molecules.progress import counted
+from flowplat_molecules.progress import counted, counter
 from flowplat_molecules.sdf import LeftOutError, usable
 from flowplat_molecules.tasks import METRICS, PARITY, JudgeFolder, JudgeSteps
 
 log = logging.getLogger("flowplat")
-
-Evaluate = Callable[[Sequence[int], np.ndarray, int], Mapping[str, float]]
 
 
 def validate(
@@ -38,20 +36,23 @@ def validate(
         list[str] | None, Field(description="of mu, alpha, homo, lumo, gap; null for all but DFT's alpha")
     ] = None,
     grid: Annotated[int, Field(ge=0, le=9, description="PySCF's level of the integration grid")] = 3,
+    processes: Annotated[
+        int | None, Field(ge=1, description="molecules at once for dft, one a core; null for all cores there are")
+    ] = None,
 ) -> Any:
     """What GFN2-xTB, or B3LYP/6-31G(2df,p) by PySCF, says of molecules at the geometry that they have.
 
     Inputs are SDF files or the folders of ``generate``. Writes ``validated.csv``, a row for each record with its file
     and ``index``, and ``metrics.json``; and ``parity.png`` where a record has what was asked of it (``asked_NAME``).
-    ``dft:N`` takes the first N that are neutral, in one piece, valid, with an even number of electrons. What is not
+    ``dft:N`` takes the first N that are neutral, in one piece, valid, with an even number of electrons, of elements up
+    to argon; ``processes`` of them at once. What is not
     computed has no value and its reason in ``note``. From Python it returns the rows. Needs no model. Raises
     ``InputError`` naming the file.
     """
-    method, limit, evaluate, names = _method(by, properties, grid)
+    method, limit, names = _method(by, properties)
     found: list[dict[str, Any]] = []
-    taken = 0
-    entries = _entries(inputs)
-    for path, index, raw in counted(method, entries, len(entries)):
+    chosen: list[tuple[dict[str, Any], dft.Job]] = []
+    for path, index, raw in _entries(inputs):
         row: dict[str, Any] = {"file": str(path), "index": index, "smiles": "", "note": ""}
         found.append(row)
         if raw is None:
@@ -64,15 +65,21 @@ def validate(
         row["note"] = _unfit(raw, verdict, method)
         if row["note"]:
             continue
-        if limit is not None and taken >= limit:
+        if limit is not None and len(chosen) >= limit:
             row["note"] = f"past the first {limit}"
             continue
-        taken += 1
         numbers = [atom.GetAtomicNum() for atom in raw.GetAtoms()]
-        told = evaluate(numbers, raw.GetConformer().GetPositions(), verdict.charge)
-        row |= {f"{method}_{name}": told[name] for name in names}
-        if all(math.isnan(told[name]) for name in names):
-            row["note"] = "no convergence"
+        chosen.append((row, dft.Job(numbers, raw.GetConformer().GetPositions(), verdict.charge)))
+    jobs = [job for _, job in chosen]
+    if method == "xtb":
+        values = [xtb.properties(*job) for job in counted(method, jobs)]
+    else:
+        here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        values = dft.several(jobs, "alpha" in names, grid, processes or here, counter(method, len(jobs)))
+    for (row, _), told in zip(chosen, values, strict=True):
+        row |= {f"{method}_{name}": told.get(name, math.nan) for name in names}
+        if all(math.isnan(told.get(name, math.nan)) for name in names):
+            row["note"] = "no convergence" if told else "its process failed"
     summary = _errors(found, method, names, dft.UNITS if method == "dft" else xtb.UNITS)
     if out is None:
         return found
@@ -150,20 +157,14 @@ def score(
     return summary
 
 
-def _method(by: str, properties: list[str] | None, grid: int) -> tuple[str, int | None, Evaluate, list[str]]:
+def _method(by: str, properties: list[str] | None) -> tuple[str, int | None, list[str]]:
     method, colon, count = by.partition(":")
     if method not in ("xtb", "dft") or (method == "xtb" and colon) or (method == "dft" and not count.isdecimal()):
         raise UsageError(f"by={by} is neither by=xtb nor by=dft:20, 20 being how many molecules may take their minute")
     names = properties or [name for name in xtb.UNITS if method == "xtb" or name != "alpha"]
     if unknown := [name for name in names if name not in xtb.UNITS]:
         raise UsageError(f"{method} computes {', '.join(xtb.UNITS)}, and no {unknown[0]!r}")
-    if method == "xtb":
-        return method, None, xtb.properties, names
-
-    def evaluate(numbers: Sequence[int], positions: np.ndarray, charge: int) -> Mapping[str, float]:
-        return dft.properties(numbers, positions, charge, "alpha" in names, grid)
-
-    return method, int(count), evaluate, names
+    return method, int(count) if colon else None, names
 
 
 def _entries(inputs: Sequence[Any]) -> list[tuple[Path, int, Chem.Mol | None]]:
@@ -188,6 +189,8 @@ def _unfit(raw: Chem.Mol, verdict: chemistry.Verdict, method: str) -> str:
         return "in pieces"
     if not verdict.closed_shell:
         return "an odd number of electrons"
+    if method == "dft" and max(atom.GetAtomicNum() for atom in raw.GetAtoms()) > dft.HEAVIEST:
+        return "with an element that the basis has not"
     if method == "dft" and (verdict.charge or not verdict.valid):
         return "charged" if verdict.charge else "not valid"
     return ""
