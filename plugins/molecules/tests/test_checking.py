@@ -25,6 +25,7 @@ def test_xtb_knows_water() -> None:
     told = xtb.properties([8, 1, 1], WATER)
     assert 1.8 < told["mu"] < 2.6  # 1.85 D by experiment
     assert told["gap"] == pytest.approx(told["lumo"] - told["homo"])
+    assert xtb.properties([8, 1, 1], WATER, cv=True)["cv"] == pytest.approx(6.002, abs=0.03)  # QM9's, by DFT
     turned = WATER @ np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0].T + 5
     assert list(xtb.properties([8, 1, 1], turned).values()) == pytest.approx(list(told.values()), abs=1e-6)
     nothing = [xtb.properties([8, 1], WATER[:2]), xtb.properties([8, 1, 1], np.full((3, 3), math.nan))]
@@ -44,9 +45,11 @@ def test_dft_agrees_with_qm9_on_water() -> None:
 
 
 @pytest.mark.slow
-def test_dfts_polarisability_is_qm9s() -> None:
+def test_dfts_polarisability_and_heat_capacity_are_qm9s() -> None:
     pytest.importorskip("pyscf")
-    assert dft.properties([8, 1, 1], WATER, alpha=True)["alpha"] == pytest.approx(6.31, abs=0.1)
+    told = dft.properties([8, 1, 1], WATER, alpha=True, cv=True)
+    assert told["alpha"] == pytest.approx(6.31, abs=0.1)
+    assert told["cv"] == pytest.approx(6.002, abs=0.002)
 
 
 def test_validate_says_of_each_record_what_it_has_or_why_not(record, sdf, tmp_path) -> None:
@@ -56,12 +59,13 @@ def test_validate_says_of_each_record_what_it_has_or_why_not(record, sdf, tmp_pa
         "a.sdf", record("CCO", asked_mu=1.5), record("C.O", asked_mu=2), record("[NH4+]"), record("[CH3]"),
         record("CF", asked_mu=2), record("CC", asked_mu=0),
     )  # fmt: skip
-    summary = validate(None, [path], tmp_path / "out", properties=["mu", "gap"])
+    summary = validate(None, [path], tmp_path / "out", properties=["mu", "gap", "cv"])
     rows = table(tmp_path / "out" / "validated.csv")
     assert [row["index"] for row in rows] == list("012345")
     assert [row["note"] for row in rows] == ["", "in pieces", "", "an odd number of electrons", "", ""]
     assert [bool(row["xtb_mu"]) for row in rows] == [True, False, True, False, True, True]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == summary
+    assert float(rows[0]["xtb_cv"]) > float(rows[4]["xtb_cv"]) > 6  # ethanol's above fluoromethane's
     assert summary["computed"] == 4
     assert summary["left_out"] == {"in pieces": 1, "an odd number of electrons": 1}
     assert summary["mu"]["molecules"] == 3
@@ -93,7 +97,7 @@ def test_a_molecule_whose_process_fails_takes_nothing_with_it() -> None:
         dft.Job([1, 1], np.array([[0, 0, 0], [0, 0, 0.74]]), 0),
     ]
     told: list[int] = []
-    lost, kept = dft.several(jobs, False, 0, 2, told.append)
+    lost, kept = dft.several(jobs, False, 0, False, 2, told.append)
     assert not lost
     assert kept["gap"] > 0.4
     assert told == [1, 2]
@@ -105,7 +109,7 @@ def test_a_molecule_whose_process_fails_takes_nothing_with_it() -> None:
         ({"by": "dft"}, "by=dft is neither by=xtb nor by=dft:20"),
         ({"by": "dft:some"}, "by=dft:some is neither"),
         ({"by": "xtb:3"}, "by=xtb:3 is neither"),
-        ({"properties": ["cv"]}, "xtb computes mu, alpha, homo, lumo, gap, and no 'cv'"),
+        ({"properties": ["zpve"]}, "xtb computes mu, alpha, homo, lumo, gap, cv, and no 'zpve'"),
     ],
 )
 def test_methods_that_are_none_are_one_line(options, line, record, sdf) -> None:

@@ -8,9 +8,9 @@ import pytest
 import scipy.stats
 import torch
 
-from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Measured
 from flowplat_molecules import evaluators, metrics
+from flowplat_molecules.builtin import Builtin, BuiltinConfig
 from flowplat_molecules.chemistry import tensors
 from flowplat_molecules.graphs import joined, split
 from flowplat_molecules.metrics import marginals, shuffled, sound, spearman, structure
@@ -169,18 +169,15 @@ def test_far_targets_are_asked_of_the_model_itself(small, tmp_path) -> None:
     assert figures["mu_far"].baselines["training_data"] > 3
 
 
-def test_files_have_no_far_target_and_those_of_nothing_asked_no_judge(small, tmp_path, caplog) -> None:
-    unasked = replace(some(small, 2), condition=torch.full((2, 1), math.nan))
-    assert metrics.out_of_distribution(some(small, 2), measured(small, tmp_path)) == {}
-    assert metrics.judge_error(unasked, measured(small, tmp_path)) == {}
-    assert [one.message.partition(":")[0] for one in caplog.records] == ["ood is left out", "judge is left out"]
-
-
-def test_without_anything_asked_there_is_no_error_to_tell(small, tmp_path) -> None:
-    batch = replace(some(small, 3), condition=None)
-    for metric in (metrics.judge_error, metrics.xtb_error):
-        with pytest.raises(UsageError, match="nothing was asked of these molecules"):
-            metric(batch, measured(small, tmp_path))
+def test_where_nothing_was_asked_there_is_no_error_to_tell_but_a_word(small, tmp_path, caplog) -> None:
+    plain = Builtin(BuiltinConfig(properties=[]))
+    for data, condition in ((small, None), (small, torch.full((3, 1), math.nan)), (plain, None)):
+        batch = replace(some(small, 3), condition=condition)
+        for metric in (metrics.judge_error, metrics.xtb_error):
+            assert metric(batch, measured(data, tmp_path)) == {}
+    assert metrics.out_of_distribution(some(small, 2), measured(small, tmp_path)) == {}  # files draw nothing
+    told = [one.message.partition(":")[0] for one in caplog.records]
+    assert told == ["metric judge is left out", "metric xtb is left out"] * 3 + ["metric ood is left out"]
 
 
 @pytest.mark.slow

@@ -128,6 +128,13 @@ def test_guidance_mixes_positions_and_log_probabilities(truth):
     assert abs((drawn.x1["atoms"] == 0).double().mean().item() - share) < 4 * (share * (1 - share) / count) ** 0.5
 
 
+def test_where_nothing_is_asked_guidance_is_the_identity(truth):
+    plain = draw(parts(), Oracle(truth), SIZES, None, 3, generator(0, "draw"))
+    guided = draw(parts(guidance=(classifier_free(3.0),)), Oracle(truth), SIZES, None, 3, generator(0, "draw"))
+    assert torch.equal(plain.x1["positions"], guided.x1["positions"])
+    assert torch.equal(plain.x1["bonds"], guided.x1["bonds"])
+
+
 def test_a_size_is_drawn_among_molecules_of_that_property():
     told = spec((4, 8, 20), ((1.0,), (1.05,), (3.0,)))
     sizes = draw_sizes(told, torch.tensor([[1.0]] * 2000), 2000, generator(0, "sizes"))

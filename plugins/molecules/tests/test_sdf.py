@@ -132,6 +132,7 @@ def test_files_that_are_none_are_one_line(sdf, tmp_path, alcohols, record) -> No
     sdf("a.sdf", "hello\nworld\n")
     refused("a.sdf is no SDF file: no molecule in it is of V2000 or V3000")
     (tmp_path / "b.sdf.gz").write_bytes(b"not gzip V2000")
+    refused("t.csv does not exist; data.csv names", path=sdf("c.sdf", *alcohols), csv=str(tmp_path / "t.csv"))
     refused("b.sdf.gz cannot be read: Not a gzipped file", str(tmp_path / "b.sdf.gz"))
     (tmp_path / "empty").mkdir()
     refused("empty holds no SDF file", str(tmp_path / "empty"))
@@ -145,7 +146,7 @@ def test_files_that_are_none_are_one_line(sdf, tmp_path, alcohols, record) -> No
 
 def test_hydrogens_that_are_missing_are_offered(sdf, record, embedded) -> None:
     path = sdf("a.sdf", *(record(embedded(smiles, hydrogens=False)) for smiles in ALCOHOLS))
-    with pytest.raises(InputError, match=r"record 0 leaves hydrogens out; set add_hydrogens=true"):
+    with pytest.raises(InputError, match=r"record 0 leaves hydrogens out; set data\.add_hydrogens=true"):
         data(path).train()
     made = data(path, add_hydrogens=True)
     assert made.loaded.sizes.tolist() == [embedded(smiles).GetNumAtoms() for smiles in ALCOHOLS]

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -17,7 +17,7 @@ from rdkit import Chem
 from flowcore.errors import InputError, UsageError
 from flowcore.files import refusals
 from flowcore.plugin.contracts import Trained
-from flowplat_molecules import chemistry, dft, drawing, evaluators, metrics, records, xtb
+from flowplat_molecules import chemistry, dft, drawing, evaluators, heat, metrics, records, xtb
 from flowplat_molecules.data import Collection
 from flowplat_molecules.graphs import joined
 from flowplat_molecules.progress import counted, counter
@@ -26,6 +26,8 @@ from flowplat_molecules.tasks import METRICS, PARITY, JudgeFolder, JudgeSteps
 
 log = logging.getLogger("flowplat")
 
+UNITS = xtb.UNITS | {"cv": heat.UNIT}
+
 
 def validate(
     trained: Trained | None,
@@ -33,7 +35,7 @@ def validate(
     out: Path | None,
     by: Annotated[str, Field(description="xtb, or dft:20 for density functional theory of 20 molecules")] = "xtb",
     properties: Annotated[
-        list[str] | None, Field(description="of mu, alpha, homo, lumo, gap; null for all but DFT's alpha")
+        list[str] | None, Field(description="of mu, alpha, homo, lumo, gap, cv; null for all but cv, and DFT's alpha")
     ] = None,
     grid: Annotated[int, Field(ge=0, le=9, description="PySCF's level of the integration grid")] = 3,
     processes: Annotated[
@@ -72,15 +74,15 @@ def validate(
         chosen.append((row, dft.Job(numbers, raw.GetConformer().GetPositions(), verdict.charge)))
     jobs = [job for _, job in chosen]
     if method == "xtb":
-        values = [xtb.properties(*job) for job in counted(method, jobs)]
+        values = [xtb.properties(*job, cv="cv" in names) for job in counted(method, jobs)]
     else:
         here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        values = dft.several(jobs, "alpha" in names, grid, processes or here, counter(method, len(jobs)))
+        values = dft.several(jobs, "alpha" in names, grid, "cv" in names, processes or here, counter(method, len(jobs)))
     for (row, _), told in zip(chosen, values, strict=True):
         row |= {f"{method}_{name}": told.get(name, math.nan) for name in names}
         if all(math.isnan(told.get(name, math.nan)) for name in names):
             row["note"] = "no convergence" if told else "its process failed"
-    summary = _errors(found, method, names, dft.UNITS if method == "dft" else xtb.UNITS)
+    summary = _errors(found, method, names)
     if out is None:
         return found
     with refusals(f"{out} cannot be written"):
@@ -90,7 +92,7 @@ def validate(
             pairs = [(row.get(f"asked_{name}", math.nan), row.get(f"{method}_{name}", math.nan)) for row in found]
             if any(a == a and c == c for a, c in pairs):
                 said = "GFN2-xTB" if method == "xtb" else "B3LYP"
-                unit = dft.UNITS[name]
+                unit = UNITS[name]
                 picture = drawing.parity([a for a, _ in pairs], [c for _, c in pairs], name, unit, said)
                 (out / PARITY).write_bytes(picture)
                 break
@@ -162,8 +164,8 @@ def _method(by: str, properties: list[str] | None) -> tuple[str, int | None, lis
     if method not in ("xtb", "dft") or (method == "xtb" and colon) or (method == "dft" and not count.isdecimal()):
         raise UsageError(f"by={by} is neither by=xtb nor by=dft:20, 20 being how many molecules may take their minute")
     names = properties or [name for name in xtb.UNITS if method == "xtb" or name != "alpha"]
-    if unknown := [name for name in names if name not in xtb.UNITS]:
-        raise UsageError(f"{method} computes {', '.join(xtb.UNITS)}, and no {unknown[0]!r}")
+    if unknown := [name for name in names if name not in UNITS]:
+        raise UsageError(f"{method} computes {', '.join(UNITS)}, and no {unknown[0]!r}")
     return method, int(count) if colon else None, names
 
 
@@ -207,7 +209,7 @@ def _number(raw: Chem.Mol, name: str) -> float:
         return math.nan
 
 
-def _errors(rows: list[dict[str, Any]], method: str, names: Sequence[str], units: Mapping[str, str]) -> dict[str, Any]:
+def _errors(rows: list[dict[str, Any]], method: str, names: Sequence[str]) -> dict[str, Any]:
     """Counts, and how far values are from what was asked."""
     done = [row for row in rows if not row["note"]]
     summary: dict[str, Any] = {
@@ -228,7 +230,7 @@ def _errors(rows: list[dict[str, Any]], method: str, names: Sequence[str], units
                 "mean_error": round(float((a - c).abs().mean()), 5),
                 "shuffled": round(metrics.shuffled(a, c), 5),
                 "spearman": None if rank != rank else round(rank, 4),
-                "unit": units[name],
+                "unit": UNITS[name],
             }
     return summary
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowcore.errors import MissingPackageError
+from flowplat_molecules import heat
 from flowplat_molecules.xtb import DEBYE
 
 METHOD = "B3LYP/6-31G(2df,p) (PySCF, b3lypg, spherical), at the geometry given"
@@ -33,10 +34,16 @@ FIELD = 2e-3  # atomic units; the error of the difference is of its square
 
 
 def properties(
-    numbers: Sequence[int], positions: np.ndarray, charge: int = 0, alpha: bool = False, grid: int = 3
+    numbers: Sequence[int],
+    positions: np.ndarray,
+    charge: int = 0,
+    alpha: bool = False,
+    grid: int = 3,
+    cv: bool = False,
 ) -> Mapping[str, float]:
     """mu (Debye), homo, lumo, gap (Hartree), and with ``alpha`` the isotropic polarisability (bohr^3) by finite fields,
-    six more calculations: alpha = tr(d mu / d E) / 3.
+    six more calculations: alpha = tr(d mu / d E) / 3; with ``cv`` the heat capacity, cal/(mol K), by second
+    derivatives, which take several times as long again.
 
     ``positions`` (N, 3) are in Angstrom, ``grid`` is PySCF's level of the integration grid. All are NaN where the
     number of electrons is odd or the self-consistent field does not converge. Raises ``MissingPackageError`` without
@@ -46,7 +53,7 @@ def properties(
         from pyscf import dft, gto  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingPackageError(PYSCF) from error
-    missing = dict.fromkeys(UNITS, float("nan"))
+    missing = dict.fromkeys([*UNITS, *(["cv"] if cv else [])], float("nan"))
     if (sum(numbers) - charge) % 2:
         return missing
     atoms = [(int(z), tuple(place)) for z, place in zip(numbers, np.asarray(positions, float).tolist(), strict=True)]
@@ -84,6 +91,9 @@ def properties(
         "lumo": lumo,
         "gap": lumo - homo,
     }
+    if cv:
+        second = np.asarray(found.Hessian().kernel()).transpose(0, 2, 1, 3)
+        told["cv"] = heat.capacity(second.reshape(3 * len(numbers), -1), numbers, positions)
     if alpha:
         density, total = found.make_rdm1(), 0.0
         for axis in range(3):
@@ -107,14 +117,19 @@ class Job(NamedTuple):
 
 
 def several(
-    jobs: Sequence[Job], alpha: bool, grid: int, processes: int, done: Callable[[int], None] = lambda count: None
+    jobs: Sequence[Job],
+    alpha: bool,
+    grid: int,
+    cv: bool,
+    processes: int,
+    done: Callable[[int], None] = lambda count: None,
 ) -> list[Mapping[str, float]]:
     """``properties`` of each, so many molecules at once: a process of one thread for each, which takes nothing with it
     where it fails, and leaves nothing. ``done`` is told how many are. Raises ``MissingPackageError`` without pyscf."""
     found: list[Mapping[str, float]] = [{} for _ in jobs]
     if min(processes, len(jobs)) <= 1:
         for number, job in enumerate(jobs):
-            found[number] = properties(*job, alpha=alpha, grid=grid)
+            found[number] = properties(*job, alpha, grid, cv)
             done(number + 1)
         return found
     if importlib.util.find_spec("pyscf") is None:
@@ -125,7 +140,7 @@ def several(
         while waiting or running:
             while waiting and len(running) < processes:
                 job = jobs[waiting[-1]]
-                told = [list(map(int, job.numbers)), np.asarray(job.positions).tolist(), job.charge, alpha, grid]
+                told = [list(map(int, job.numbers)), np.asarray(job.positions).tolist(), job.charge, alpha, grid, cv]
                 running[waiting.pop()] = subprocess.Popen(
                     [sys.executable, "-m", __name__, json.dumps(told)], env=os.environ | single,
                     stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

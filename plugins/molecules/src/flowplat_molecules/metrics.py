@@ -13,7 +13,7 @@ from rdkit import Chem, rdBase
 from torch import Tensor
 
 from flowcore.data import Batch
-from flowcore.errors import MissingPackageError, UsageError
+from flowcore.errors import MissingPackageError
 from flowcore.plugin.contracts import Figure, Measured
 from flowcore.seeds import generator
 from flowplat_molecules import chemistry, evaluators
@@ -134,9 +134,8 @@ def judge_error(samples: Batch, measured: Measured, steps: Steps = evaluators.ST
     against what came of any other; ``size_only``, training molecules of the same number of atoms in the place of the
     samples.
     """
-    data, condition = _asked(samples, measured)
-    if bool(condition.isnan().all()):
-        log.warning("judge is left out: nothing was asked of these molecules, they have no field asked_NAME")
+    data, condition = _asked(samples, measured, "judge")
+    if condition is None:
         return {}
     judging = evaluators.trained(data, measured.folder / evaluators.FOLDER, measured.seed, measured.device, steps)
 
@@ -158,7 +157,9 @@ def xtb_error(samples: Batch, measured: Measured) -> Figures:
     0 where these are xTB's, and else the difference of two methods. Raises ``MissingPackageError`` without tblite and
     dftd4.
     """
-    data, condition = _asked(samples, measured)
+    data, condition = _asked(samples, measured, "xtb")
+    if condition is None:
+        return {}
     names = [one.name for one in data.spec().properties]
     held = evaluators.real(data, 128)
     floors = (evaluators.by_xtb(_checked(held, data), names) - cast(Tensor, held.condition)).abs().nanmean(0)
@@ -173,14 +174,13 @@ def _checked(samples: Batch, data: Collection) -> Checked:
     return list(chemistry.verdicts(samples, data.vocabulary))
 
 
-def _asked(samples: Batch, measured: Measured) -> tuple[Collection, Tensor]:
-    data = cast(Collection, measured.data)
-    if samples.condition is None or not data.spec().properties:
-        raise UsageError(
-            "nothing was asked of these molecules: leave the metrics judge, xtb and ood out of eval.metrics, or set"
-            " data.properties"
-        )
-    return data, cast(Tensor, samples.condition).double()
+def _asked(samples: Batch, measured: Measured, metric: str) -> tuple[Collection, Tensor | None]:
+    """The data and what was asked of each sample; None, and a word, where that is nothing."""
+    condition = cast(Tensor | None, samples.condition)
+    if condition is None or bool(condition.isnan().all()):
+        log.warning("metric %s is left out: nothing was asked of these molecules", metric)
+        return cast(Collection, measured.data), None
+    return cast(Collection, measured.data), condition.double()
 
 
 def _errors(source: str, data: Collection, asked: Tensor, came: Tensor, sizes: Tensor, floors: Tensor) -> Figures:
@@ -253,11 +253,11 @@ def out_of_distribution(
 ) -> Figures:
     """The mean error at a far target, the 99th percentile of the training values, of molecules drawn for that alone.
 
-    Of samples that are files it has no figure, as there is no model to draw them. Baseline: molecules of the training
+    Nothing of samples that are files, where no model is there to draw them. Baseline: molecules of the training
     data, whatever they have.
     """
     if measured.trained is None:
-        log.warning("ood is left out: it draws molecules of its own, and files draw none")
+        log.warning("metric ood is left out: it draws molecules of its own, and files draw none")
         return {}
     return _far(measured, count, by, steps)
 

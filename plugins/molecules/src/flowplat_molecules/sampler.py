@@ -1,5 +1,6 @@
 """How molecules are drawn: a size for each property asked for, and then all of a molecule at once, step by step."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -64,6 +65,8 @@ def draw(
     network's answer is not finite.
     """
     path, sizes = path_of(parts.spec.state, categories), sizes.cpu()
+    if condition is None:  # where nothing is asked, what insists on it is the identity
+        parts = replace(parts, guidance=tuple(g for g in parts.guidance if not isinstance(g, guiding.ClassifierFree)))
     if atoms is not None and categories == "simplex":
         raise UsageError("a formula is kept by categories=masked only")
     order = sizes.argsort(stable=True)

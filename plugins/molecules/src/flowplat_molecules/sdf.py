@@ -155,7 +155,7 @@ class Sdf(Collection):
                     if raw is None:
                         raise LeftOutError("not readable")
                     values = self._values(raw, number, table, used)
-                    molecule = usable(raw, where, self.config.add_hydrogens, self.config.max_atoms)
+                    molecule = usable(raw, where, self.config.add_hydrogens, self.config.max_atoms, "data.")
                     yield Entry(where, molecule, values)
                     count += 1
                 except LeftOutError as why:
@@ -221,6 +221,8 @@ class Sdf(Collection):
         if self.config.csv is None:
             return None
         path, key = Path(self.config.csv), self.config.key
+        if not path.exists():
+            raise InputError(f"{path} does not exist; data.csv names the table of the properties")
         try:
             with path.open(newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file)
@@ -246,7 +248,9 @@ def _most(reasons: Counter[str]) -> str:
     return "; ".join(f"{count} {why}" for why, count in reasons.most_common(2)) or "there is none"
 
 
-def usable(raw: Chem.Mol, where: str, add_hydrogens: bool = False, max_atoms: int | None = None) -> Chem.Mol:
+def usable(
+    raw: Chem.Mol, where: str, add_hydrogens: bool = False, max_atoms: int | None = None, options: str = ""
+) -> Chem.Mol:
     """The molecule, sanitised, with its hydrogens. Raises ``LeftOutError`` for one that is no use, or ``InputError``
     where the file is of a kind that no model can learn from: flat, or without hydrogens."""
     if raw.GetNumAtoms() == 0:
@@ -262,7 +266,9 @@ def usable(raw: Chem.Mol, where: str, add_hydrogens: bool = False, max_atoms: in
         )
     if any(atom.GetTotalNumHs() for atom in molecule.GetAtoms()):
         if not add_hydrogens:
-            raise InputError(f"{where} leaves hydrogens out; set add_hydrogens=true to have them added and placed")
+            raise InputError(
+                f"{where} leaves hydrogens out; set {options}add_hydrogens=true to have them added and placed"
+            )
         molecule = Chem.AddHs(molecule, addCoords=True)
     if molecule.GetNumAtoms() < 2:
         raise LeftOutError("of one atom")
