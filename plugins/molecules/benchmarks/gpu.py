@@ -4,19 +4,18 @@
 
 qm7.sdf.gz is what scripts/qm7_to_sdf.py makes of QM7. FOLDER/gpu.json is written after every stage, with whatever went
 wrong in one, and FOLDER/drawn.tar.gz with all that was drawn so far. xTB's values are computed in other processes
-meanwhile, where tblite and dftd4 are there; the blocks (gpu_speed.py) are compiled beside the rest, and timed last.
---quick is for a look whether it works, anywhere; --small takes the default preset's network and fixed numbers of steps,
-for a processor.
+meanwhile, where tblite and dftd4 are there. The network is replayed as CUDA graphs (engine.compile=true) where these
+compute what it does without. --quick is for a look whether it works, anywhere; --small takes the default preset's
+network and fixed numbers of steps, for a processor.
 """
 
 import argparse
+import gc
 import json
 import math
 import multiprocessing
 import os
 import platform
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -38,7 +37,7 @@ from flowplat_molecules import chemistry, metrics
 
 ASKED = (0.5, 1.0, 2.0, 3.0, 4.0)
 EMBEDDINGS = ("concatenate", "sum", "multiply", "concatenate_sum", "concatenate_multiply")
-SCALES = (1.0, 3.0)  # of classifier-free guidance; the default preset has the latter
+SCALES = (1.0, 3.0, 2.0)  # of classifier-free guidance; the default preset has 3
 Told = dict[str, Any]
 
 
@@ -49,7 +48,7 @@ class Report:
         self.folder, self.quick, self.small, self.seconds = options.out, options.quick, options.small, options.seconds
         self.folder.mkdir(parents=True, exist_ok=True)
         self.work = Path(tempfile.mkdtemp())  # what is drawn, packed into the folder after every stage
-        self.start, self.written = time.perf_counter(), 0
+        self.start, self.written, self.graphs = time.perf_counter(), 0, False
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         card = torch.cuda.get_device_name() if self.device.type == "cuda" else platform.machine()
         self.found: Told = {
@@ -62,6 +61,9 @@ class Report:
         return self.seconds - (time.perf_counter() - self.start)
 
     def stage(self, name: str, work: Callable[[], Any]) -> Any:
+        gc.collect()  # a network and its graphs know each other
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         began = time.perf_counter()
         print(f"== {name}, {self.left:.0f} s left", flush=True)
         result = None
@@ -116,7 +118,8 @@ def settled(report: Report, *overrides: str) -> Experiment:
         "sample.steps=4", "train.validate_samples=32", "sample.batch_size=20",
     )  # fmt: skip
     usual = (
-        "train.batch_size=512", "train.clip_by=norm", "train.weight_decay=1e-4", "train.ema=0.998",
+        "train.batch_size=128", "train.clip_by=norm", "train.weight_decay=1e-4", "train.ema=0.998",
+        "network.normaliser=10", f"engine.compile={str(report.graphs).lower()}",
         "train.validate_every=null", "sample.batch_size=1000", "sample.sampler.edges=400000", "eval.metrics=[]",
         "engine.threads=1", f"engine.workers={2 if report.quick else 8}",
     )  # fmt: skip
@@ -133,7 +136,7 @@ def fitted(
     """A run trained for ``steps`` steps, or for ``limit`` seconds, and when each step was made."""
     settings = experiment.config.train.model_copy(
         update={
-            "steps": steps, "lr": lr, "schedule": "cosine", "warmup": min(100, steps // 4),
+            "steps": steps, "lr": lr, "schedule": "cosine", "warmup": min(200, steps // 4),
             "log_every": max(1, steps // 40), "checkpoint_every": 10**9,
         }
     )  # fmt: skip
@@ -163,7 +166,7 @@ def pace_of(report: Report, experiment: Experiment) -> float:
 def trained(report: Report, experiment: Experiment, steps: int, limit: float) -> tuple[Model, Told]:
     """The run trained, its rate falling to zero at the end; and how that went. Where it diverges, once more at a lower
     rate in the time that is left."""
-    lr, log = (experiment.config.train.lr if report.small else 5e-4), []
+    lr, log = (experiment.config.train.lr if report.small else 7e-4), []
     began = time.perf_counter()
     try:
         state, times = fitted(experiment, steps, lr, log, limit)
@@ -289,7 +292,10 @@ def collection(report: Report, pool: Any, name: str, data: str, seconds: float) 
     count, wish = (20 if report.quick else 120 if report.small else 1000), _wish()
     for scale in SCALES:
         one, label = guided(report, box["model"], scale), f"{name}: scale {scale:g}"
-        report.stage(f"{label}, usual", lambda o=one, n=f"{label}, usual": drawn(report, o, count, n, pool, None, True))
+        if scale != SCALES[-1]:
+            report.stage(
+                f"{label}, usual", lambda o=one, n=f"{label}, usual": drawn(report, o, count, n, pool, None, True)
+            )
         report.stage(
             f"{label}, asked", lambda o=one, n=f"{label}, asked": drawn(report, o, count, n, pool, wish, False)
         )
@@ -317,10 +323,9 @@ def embeddings(report: Report, pool: Any, data: str, seconds: float) -> None:
         def one(embedding: str = embedding, experiment: Experiment = experiment, steps: int = steps) -> Told:
             limit = math.inf if report.small else 1.3 * seconds
             model, told = trained(report, experiment, steps, limit)
-            for scale in SCALES:
-                label = f"embedding {embedding}: scale {scale:g}"
-                found = drawn(report, guided(report, model, scale), count, label, pool, _wish(), False)
-                report.found.setdefault(label, {}).update(found)
+            label = f"embedding {embedding}: asked, scale 3"
+            found = drawn(report, guided(report, model, 3.0), count, label, pool, _wish(), False)
+            report.found.setdefault(label, {}).update(found)
             return told
 
         report.stage(f"embedding {embedding}", one)
@@ -338,43 +343,30 @@ def main() -> None:
     report, whole = Report(options), options.seconds
     processes = 1 if report.small else 2 if report.quick else 6
     pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-    compiling = None
+    if report.device.type == "cuda":
+        report.stage("graphs", lambda: gpu_speed.agree(report.quick))
+        worst = [report.found.get("graphs", {}).get(name, math.inf) for name in ("outputs", "gradients")]
+        report.graphs = max(worst) < 1e-3
+    small = "data={name: builtin, judge_share: 0}"
+    parts = (0.23, 0.23) if options.qm7 is not None else (0.55 if report.graphs else 0.67, 0)
+    collection(report, pool, "small", small, parts[0] * whole)
+    if options.qm7 is not None:
+        fields = "properties: [mu], judge_share: 0, units: {mu: D}, method: GFN2-xTB"
+        data = f"data={{name: sdf, path: {options.qm7.absolute()}, {fields}}}"
+        collection(report, pool, "qm7", data, parts[1] * whole)
     if not report.small:
-        plain, compiled = report.work / "plain.json", report.folder / "compiled.json"
 
         def save(found: Told) -> None:
             report.found["speed"] = found
-            plain.write_text(json.dumps(found))
+            report.write()
 
-        report.stage("speed", lambda: gpu_speed.run(False, report.quick, save))
-        told = [sys.executable, gpu_speed.__file__, "--out", str(compiled), "--compiled", "--counted", str(plain)]
-        quiet = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "6"}  # the rest needs processors too
-        compiling = subprocess.Popen(told + ["--quick"] * report.quick, stdin=subprocess.PIPE, text=True, env=quiet)
-    small = "data={name: builtin, judge_share: 0}"
-    collection(report, pool, "small", small, 0.23 * whole)
-    if options.qm7 is not None:
-        fields = "properties: [mu], judge_share: 0, units: {mu: D}, method: GFN2-xTB"
-        collection(report, pool, "qm7", f"data={{name: sdf, path: {options.qm7.absolute()}, {fields}}}", 0.23 * whole)
-    embeddings(report, pool, small, max(8.0, (report.left - 45) / len(EMBEDDINGS) - 7))
-    if compiling is not None:
-        report.stage("speed, compiled", lambda: _timed(report, compiling, compiled))
+        report.stage("speed", lambda: gpu_speed.run(report.graphs, report.quick, save))
+    embeddings(report, pool, small, max(8.0, (report.left - 15) / len(EMBEDDINGS) - 7))
     report.settle(60 if report.small or report.quick else max(1, report.left))
     pool.shutdown(wait=False, cancel_futures=True)
     report.found["seconds"]["whole"] = round(time.perf_counter() - report.start, 1)
     report.write()
     print(json.dumps(report.found, indent=1))
-
-
-def _timed(report: Report, compiling: Any, path: Path) -> Told:
-    """What the compiled blocks do, now that the GPU is theirs."""
-    if report.device.type == "cuda":
-        torch.cuda.empty_cache()
-    try:
-        compiling.communicate("go\n", timeout=120 if report.quick else max(15, report.left - 3))
-    except subprocess.TimeoutExpired:
-        compiling.kill()
-    found: Told = json.loads(path.read_text())
-    return found | {"ended": compiling.returncode == 0}
 
 
 if __name__ == "__main__":

@@ -1,18 +1,14 @@
 """Speed of the full network at QM9's sizes, 3 to 29 atoms and 18 on average, and its share of the card's peak.
 
-    python plugins/molecules/benchmarks/gpu_speed.py --out speed.json [--compiled] [--counted plain.json] [--quick]
+    python plugins/molecules/benchmarks/gpu_speed.py --out speed.json [--graphs] [--quick]
 
-512 molecules a training step and 512 drawn in 100 steps, in TF32 and in bf16. With --compiled the blocks are compiled
-on small batches first, which takes a minute or two of the processor and hardly any of the GPU; what is timed comes
-after a line on standard input, so that another program may have the GPU until then. --counted is the file of the plain
-blocks, which says how many operations there are: a compiled block's cannot be counted.
+512 molecules a training step and 512 drawn in 100 steps, in TF32 and in bf16; --graphs in TF32 alone, replayed as CUDA
+graphs (engine.compile=true).
 """
 
 import argparse
 import json
 import platform
-import select
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -36,20 +32,19 @@ from flowplat_molecules.sampler import draw
 Told = dict[str, Any]
 PEAK = {"bf16-mixed": 989e12, "32-true": 494e12}  # of an H100 SXM and an H200, dense, NVIDIA's data sheets; TF32
 STEPS = 100  # of the sampler
-KINDS = (("sample", "32-true"), ("train", "32-true"), ("sample", "bf16-mixed"), ("train", "bf16-mixed"))
 
 
 class Variant:
     """The full network in one precision, with what a training step and a draw need."""
 
-    def __init__(self, precision: str, compiled: bool, quick: bool) -> None:
+    def __init__(self, precision: str, graphs: bool, quick: bool) -> None:
         small = ("network.scalars=32", "network.vectors=4", "network.edges=16", "network.blocks=3") if quick else ()
         overrides = [f"engine.precision={precision}", "eval.metrics=[]", "sample.sampler.edges=400000", *small]
         self.experiment = Experiment(resolve("molecules", overrides, "propmolflow"))
         self.precision, self.device, self.quick = precision, self.experiment.device, quick
         self.network = self.experiment.network()
         self.state = begin(self.network, self.experiment.config.train, self.experiment.engine)
-        if compiled:
+        if graphs:
             self.network.compile()
         self.draws = generator(0, "loss", device=self.device)
 
@@ -153,56 +148,65 @@ def measured(one: Variant, what: str, told: Told, save: Callable[[], None], coun
     save()
 
 
-def run(compiled: bool, quick: bool, save: Callable[[Told], None], counts: Told | None = None) -> Told:
-    """All figures, saved as they come; of the compiled blocks when a line is on standard input, of what has been
-    compiled by then."""
+def run(graphs: bool, quick: bool, save: Callable[[Told], None]) -> Told:
+    """All figures, saved as they come."""
     edges = sizes(512) * (sizes(512) - 1)
     found: Told = {"molecules": 16 if quick else 512, "atoms": round(float(sizes(512).float().mean()), 2)}
     found |= {"edges": round(float(edges.float().mean()), 1)}
-    save(found)
-    ready: list[tuple[Variant, str, Told]] = []
-    variants: dict[str, Variant] = {}
-    counted = {} if counts is None else counts
-
-    def failing(told: Told, what: str, work: Callable[[], Any]) -> None:
-        try:
-            work()
-        except Exception as error:
-            traceback.print_exc()
-            told[f"{what}_error"] = f"{type(error).__name__}: {error}"[:500]
-        save(found)
-
-    for what, precision in KINDS[:2] if quick else KINDS:
-        if compiled and select.select([sys.stdin], [], [], 0)[0]:
-            break
-        told = found.setdefault(f"{precision}{', compiled' if compiled else ''}", {})
-
-        def warm(what: str = what, precision: str = precision, told: Told = told) -> None:
-            began = time.perf_counter()
-            one = variants.setdefault(precision, Variant(precision, compiled, quick))
-            one.warm(what)
-            told[f"{what}_warm_up_s"] = round(time.perf_counter() - began, 1)
-            ready.append((one, what, told))
-
-        failing(told, what, warm)
-    if compiled:
-        sys.stdin.readline()
-    for one, what, told in ready:
-        failing(told, what, lambda o=one, w=what, t=told: measured(o, w, t, lambda: save(found), counted))
+    counted = {"train": 2.10855e12, "sample": 0.70064e12} if graphs and not quick else {}  # as counted without graphs
+    for precision in ("32-true",) if quick or graphs else ("32-true", "bf16-mixed"):
+        told = found[f"{precision}{', graphs' if graphs else ''}"] = {}
+        for what in ("sample", "train"):
+            try:
+                one = Variant(precision, graphs, quick)
+                one.warm(what)
+                measured(one, what, told, lambda: save(found), counted)
+            except Exception as error:
+                traceback.print_exc()
+                told[f"{what}_error"] = f"{type(error).__name__}: {error}"[:500]
+            save(found)
     found["tflop"] = {name: round(value / 1e12, 5) for name, value in counted.items()}
-    if not compiled:
-        source = Coupled(molecules(512), None, Experiment(resolve("molecules", [], "propmolflow")).parts.coupling)
-        took = timed(lambda: source.batch(torch.arange(512), generator(0, "loader")), torch.device("cpu"))
-        found["aligned_molecules_per_s_per_process"] = round(512 / took, 1)
     save(found)
     return found
+
+
+def agree(quick: bool) -> Told:
+    """How far what graphs compute is from what the network does without, outputs and gradients, relative, in full
+    single precision."""
+    torch.set_float32_matmul_precision("highest")
+    try:
+        one = Variant("32-true", True, quick)
+        batch, network = one.batches(64)[0], one.network.train()
+        t = torch.rand(len(batch), generator=one.draws, device=one.device)
+        told = (batch.x1 | batch.x0, t, batch.condition, batch.index)
+        weights, found = None, []
+        for call in (network.plain, network, network):  # twice: recorded, and replayed
+            network.zero_grad()
+            out = call(*told)
+            weights = weights or {name: torch.randn_like(leaf) for name, leaf in out.items()}
+            sum((leaf * weights[name]).sum() for name, leaf in out.items()).backward()
+            grads = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+            found.append(([leaf.detach().clone() for leaf in out.values()], grads))
+        with torch.no_grad():
+            found.append(([leaf.clone() for leaf in network(*told).values()], found[0][1]))
+        assert all(len(grads) == len(found[0][1]) for _, grads in found)
+        return {
+            name: max(_apart(a, b) for other in found[1:] for a, b in zip(found[0][k], other[k], strict=True))
+            for k, name in enumerate(("outputs", "gradients"))
+        }
+    finally:
+        settings()
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    value = float((a - b).norm() / a.norm().clamp(min=1e-6))
+    return value if value == value else float("inf")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--compiled", action="store_true")
-    parser.add_argument("--counted", type=Path)
+    parser.add_argument("--graphs", action="store_true")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     settings()
@@ -212,17 +216,13 @@ def main() -> None:
     def save(found: Told) -> None:
         options.out.write_text(json.dumps({"machine": card, "torch": torch.__version__} | found, indent=1) + "\n")
 
-    counts = None
-    if options.counted is not None:
-        counts = {name: value * 1e12 for name, value in json.loads(options.counted.read_text())["tflop"].items()}
-    run(options.compiled, options.quick, save, counts)
+    run(options.graphs, options.quick, save)
 
 
 def settings() -> None:
-    """As every program here computes: TF32, and no kind of batch compiled without end."""
+    """As both programs compute: TF32, and one thread beside the loader's."""
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads(1)
-    torch._dynamo.config.recompile_limit = 64
 
 
 if __name__ == "__main__":
