@@ -387,6 +387,8 @@ def main() -> None:
         "set": asked.set, "machine": card, "torch": torch.__version__, "python": platform.python_version(),
         "seed": SEED, "tiny": asked.tiny, "minutes": asked.minutes, "config": task.config.model_dump(),
     })  # fmt: skip
+    if asked.eager and asked.out.exists():  # what went wrong with a graph
+        report.found["before"] = json.loads(asked.out.read_text()).get("errors")
     pool, npts = None, []
     try:
         import gluonts  # noqa: F401

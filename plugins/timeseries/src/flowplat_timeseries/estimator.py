@@ -9,7 +9,7 @@ What GluonTS does with any estimator works unchanged: ``make_evaluation_predicti
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -18,6 +18,7 @@ from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 from gluonts.dataset.field_names import FieldName
 from gluonts.model.forecast_generator import SampleForecastGenerator
+from gluonts.model.predictor import Predictor
 from gluonts.torch.model.estimator import PyTorchLightningEstimator, TrainOutput
 from gluonts.torch.model.predictor import PyTorchPredictor
 from gluonts.transform import (
@@ -107,7 +108,8 @@ class FlowModule(pl.LightningModule):
         self.average = Average(self.model, ema).requires_grad_(False)
         self._draws: torch.Generator | None = None
 
-    def _parts(self) -> Parts:
+    def parts(self) -> Parts:
+        """What the core's functions are built from."""
         return Parts(
             self.spec, cast(Any, None), self.device, path=self.path, coupling=independent(), times=times.uniform(),
             loss=losses.l2(), predicts="velocity", solver=solvers.euler(),
@@ -121,7 +123,7 @@ class FlowModule(pl.LightningModule):
         made = scaled(torch.cat([past, ahead], 1), self.context_length, self.lags, level, self.scaling)
         draws = _generator(past.device)
         x = forecast(
-            self._parts(), self.average.module, made.x, made.mask, self.num_parallel_samples, self.num_steps,
+            self.parts(), self.average.module, made.x, made.mask, self.num_parallel_samples, self.num_steps,
             likelihood=cast(Likelihood, self.guidance), scale=self.guidance_scale,
             weight=cast(Weight, self.guidance_weight), generator=draws,
         )  # fmt: skip
@@ -130,7 +132,7 @@ class FlowModule(pl.LightningModule):
         return made.back(x.gather(1, order[..., None].expand_as(x))).float()
 
     def _loss(self, batch: dict[str, Tensor], draws: torch.Generator) -> Tensor:
-        return matching(self._parts())(self.model, Batch(batch["x1"], mask=batch["mask"]), draws).mean()
+        return matching(self.parts())(self.model, Batch(batch["x1"], mask=batch["mask"]), draws).mean()
 
     def on_fit_start(self) -> None:
         """A generator of one's own for the draws of training, seeded by torch's global one."""
@@ -157,6 +159,37 @@ class FlowModule(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(self.model.parameters(), lr=self.lr)
+
+
+class FlowPredictor(PyTorchPredictor):
+    """GluonTS's predictor of a network, and what a model of whole windows can do besides."""
+
+    def refine(
+        self,
+        base: Predictor,
+        dataset: Dataset,
+        method: Literal["ml", "langevin"] = "ml",
+        iterations: int = 20,
+        rate: float = 0.01,
+        likelihood: Likelihood = "quantile",
+        scale: float = 1.0,
+    ) -> Predictor:
+        """A predictor whose forecasts are ``base``'s, moved to where the model finds whole windows likelier.
+
+        ``dataset`` finds the one time that stands for all; the rest is as in ``flowplat_timeseries.refining.refine``.
+        Raises ``UsageError`` for a base of another horizon, or an option that is not there.
+        """
+        from flowplat_timeseries.refined import Refined, time_for
+
+        if base.prediction_length != self.prediction_length or base.lead_time:
+            raise UsageError(
+                f"the base forecasts {base.prediction_length} steps after {base.lead_time}, and the model"
+                f" {self.prediction_length} after 0: give them one prediction_length"
+            )
+        if method not in ("ml", "langevin") or likelihood not in ("quantile", "mse"):
+            raise UsageError(f"method={method!r} is ml or langevin, and likelihood={likelihood!r} quantile or mse")
+        options = {"method": method, "iterations": iterations, "rate": rate, "likelihood": likelihood, "scale": scale}
+        return Refined(self, base, options | {"tau": time_for(self, dataset)})
 
 
 def _generator(device: torch.device) -> torch.Generator:
@@ -308,7 +341,7 @@ class FlowEstimator(PyTorchLightningEstimator):
             time_series_fields=[FieldName.OBSERVED_VALUES],
             dummy_value=0.0,
         )
-        return PyTorchPredictor(
+        return FlowPredictor(
             input_transform=transformation + splitter,
             input_names=INPUTS,
             prediction_net=module,
