@@ -53,6 +53,10 @@ def register_metrics(register: Register) -> None:
         "linear_predictive_score", "flowplat_timeseries.synthesis:linear_predictive_score",
         summary="the error of ridge regression that learns from the samples",
     )  # fmt: skip
+    register(
+        "downstream_score", "flowplat_timeseries.downstream:downstream_score",
+        summary="CRPS of DeepAR, or another of GluonTS's networks, that learns from the samples",
+    )  # fmt: skip
 
 
 @hookimpl
