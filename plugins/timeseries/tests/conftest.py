@@ -104,3 +104,9 @@ def waves():
 def long_table():
     """``long_table(series, drop)`` is a CSV."""
     return _long_table
+
+
+@pytest.fixture(scope="session")
+def learned():
+    """``learned(data, options, steps)`` is a model of some series."""
+    return _learned
