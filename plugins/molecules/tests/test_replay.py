@@ -108,3 +108,16 @@ def test_a_replayed_step_is_the_plain_one(grad):
                 for one, other in zip(found, wanted, strict=True):
                     torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
     assert len(net.graphs.kept[grad]) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gradients_add_up_over_parts_of_a_batch():
+    net = network(dtype=torch.float32).cuda()
+    plain = copy.deepcopy(net)
+    net.compile()
+    for sizes in ((14, 17, 15), (15, 15, 16)):
+        given = batch(sizes, torch.float32, "cuda")
+        for one in (net, plain):
+            sum(leaf.square().sum() for leaf in one(*given).values()).backward()
+    for one, other in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-2, atol=1e-3)

@@ -97,25 +97,60 @@ class Recorded:
     call: Callable[..., tuple[Tensor, ...]]
 
 
+def _captured(work: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A graph of ``work``, and what it returns, which every replay fills anew."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # a loader may pin memory meanwhile
+        return graph, work()
+
+
+class _Replay(torch.autograd.Function):
+    """The answer of a forward graph; its backward graph gives the gradients of the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, graphs: Any, count: int, *given: Tensor) -> tuple[Tensor, ...]:
+        forward, static, answer, *ctx.graphs = graphs
+        ctx.inputs = count
+        for here, there in zip(static, given[:count], strict=True):
+            here.copy_(there)
+        forward.replay()
+        return tuple(one.detach().clone() for one in answer)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:  # type: ignore[override]
+        backward, static, gradients = ctx.graphs
+        for here, there in zip(static, slopes, strict=True):
+            here.copy_(there)
+        backward.replay()
+        return None, None, *[None] * ctx.inputs, *(None if one is None else one.clone() for one in gradients)
+
+
 def _recorded(network: nn.Module, plain: Plain, given: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
     flat, static = Flat(network, plain), tuple(one.clone() for one in given)
-    if torch.is_grad_enabled():
-        flat.train(network.training)
-        return torch.cuda.make_graphed_callables(flat, static, allow_unused_input=True)  # type: ignore[no-any-return]
+    weights = [weight for weight in network.parameters() if weight.requires_grad] if torch.is_grad_enabled() else []
+
+    def slopes(answer: tuple[Tensor, ...], given: list[Tensor]) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(answer, weights, given, allow_unused=True)
+
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):  # what libraries set up at a first call is set up before
-        for _ in range(2):
-            flat(*static)
+        for _ in range(3):
+            answer = flat(*static)
+            if weights:
+                slopes(answer, [torch.zeros_like(one) for one in answer])
     torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        answer = flat(*static)
+    forward, answer = _captured(lambda: flat(*static))
+    if weights:
+        asked = [torch.zeros_like(one) for one in answer]
+        backward, gradients = _captured(lambda: slopes(answer, asked), forward.pool())
+        graphs = forward, static, tuple(one.detach() for one in answer), backward, asked, gradients
+        return lambda *given: _Replay.apply(graphs, len(static), *given, *weights)  # type: ignore[no-untyped-call,no-any-return]
 
     def call(*given: Tensor) -> tuple[Tensor, ...]:
         for here, there in zip(static, given, strict=True):
             here.copy_(there)
-        graph.replay()
+        forward.replay()
         return tuple(one.clone() for one in answer)
 
     return call
