@@ -131,3 +131,20 @@ def test_what_cannot_be_learned_from_is_one_line():
 def test_training_goes_on_from_a_predictor(predictor, dataset):
     further = estimator(lags=[24]).train_from(predictor, dataset)
     assert int(further.network.average.n_averaged) > int(predictor.network.average.n_averaged)
+
+
+def test_a_conditional_model_forecasts_and_is_written_and_read(dataset, tmp_path: Path):
+    torch.manual_seed(0)
+    told = estimator(conditional="ou", lags=[24]).train(dataset, validation_data=dataset)
+    told.serialize(tmp_path)
+    again = Predictor.deserialize(tmp_path)
+    draws = []
+    for one in (told, again):
+        torch.manual_seed(3)
+        draws.append([cast.samples for cast in one.predict(dataset)])
+    assert draws[0][0].shape == (10, 12)
+    assert all(np.isfinite(a).all() and np.array_equal(a, b) for a, b in zip(*draws, strict=True))
+    with pytest.raises(UsageError, match="conditional=None"):
+        told.refine(told, dataset)
+    with pytest.raises(UsageError, match="is none of iso, se, ou, periodic"):
+        estimator(conditional="rbf")

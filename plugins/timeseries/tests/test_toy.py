@@ -49,31 +49,34 @@ def naive(past):
     return np.stack([baselines.seasonal_naive(one, HORIZON, SEASON) for one in past])
 
 
-def drawn(toy, windows, scale, steps=32):
-    return forecast(
-        toy.parts(), toy.network, windows.x, windows.mask, 20, steps, scale=scale, generator=generator(0, "toy")
-    )
+@pytest.fixture(scope="module")
+def drawn(toy, asked):
+    """Forecasts under guidance of several strengths."""
+    windows = asked[2]
+    return {
+        scale: forecast(
+            toy.parts(), toy.network, windows.x, windows.mask, 20, 32, scale=scale, generator=generator(0, "toy")
+        )
+        for scale in (0.0, 1.0, 4.0)
+    }
 
 
 def figures(windows, x, past, truth):
     return scores(windows.back(x).numpy()[:, :, -HORIZON:], truth, past, SEASON)
 
 
-def test_forecasts_beat_seasonal_naive_by_their_spread_too(toy, asked):
+def test_forecasts_beat_seasonal_naive_by_their_spread_too(asked, drawn):
     past, truth, windows = asked
-    found = [figures(windows, drawn(toy, windows, scale), past, truth) for scale in (0.0, 4.0)]
+    blind, steered = (figures(windows, drawn[scale], past, truth) for scale in (0.0, 4.0))
     base = scores(naive(past)[:, None], truth, past, SEASON)["crps"]
-    assert found[1]["crps"] < 0.7 * base
-    assert 0.6 <= found[1]["coverage_80"] <= 0.95
-    assert found[0]["crps"] > base  # without guidance nothing is known of the context
+    assert steered["crps"] < 0.7 * base
+    assert 0.6 <= steered["coverage_80"] <= 0.95
+    assert blind["crps"] > base  # without guidance nothing is known of the context
 
 
-def test_the_context_is_met_the_better_the_stronger_the_guidance(toy, asked):
-    windows = asked[2]
-    apart = [
-        (drawn(toy, windows, scale).mean(1) - windows.x[:, 0])[:, :CONTEXT].square().mean().sqrt().item()
-        for scale in (0.0, 1.0, 4.0)
-    ]
+def test_the_context_is_met_the_better_the_stronger_the_guidance(asked, drawn):
+    known = asked[2].x[:, 0, :CONTEXT]
+    apart = [(drawn[scale].mean(1)[:, :CONTEXT] - known).square().mean().sqrt().item() for scale in (0.0, 1.0, 4.0)]
     assert apart[0] > apart[1] > apart[2]
 
 

@@ -9,7 +9,7 @@ What GluonTS does with any estimator works unchanged: ``make_evaluation_predicti
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -39,6 +39,7 @@ from flowcore.objectives import matching
 from flowcore.plugin.contracts import Parts
 from flowcore.training.ema import Average
 from flowplat_timeseries import calendar
+from flowplat_timeseries.conditional import law_of
 from flowplat_timeseries.forecasting import forecast
 from flowplat_timeseries.guidance import Likelihood, Weight
 from flowplat_timeseries.networks import S4DOptions, s4d
@@ -85,6 +86,7 @@ class FlowModule(pl.LightningModule):
         lags: list[int],
         scaling: str = "mean",
         kernel: str = "iso",
+        conditional: str | None = None,
         hidden: int = 64,
         blocks: int = 3,
         state: int = 128,
@@ -102,9 +104,11 @@ class FlowModule(pl.LightningModule):
         self.lr = lr
         self.guidance, self.guidance_scale, self.guidance_weight = guidance, guidance_scale, guidance_weight
         self.num_steps, self.num_parallel_samples = num_steps, num_parallel_samples
-        self.spec = spec_of(context_length, prediction_length, tuple(lags), calendar.season_of(freq), freq)
+        self.spec = spec_of(context_length, prediction_length, tuple(lags), calendar.season_of(freq), freq, conditional)
         self.path = _path(cast(Kernel, kernel), freq, self.spec.season)
-        self.model: nn.Module = s4d(S4DOptions(hidden=hidden, blocks=blocks, state=state), self.spec)
+        self.model: nn.Module = s4d(
+            S4DOptions(hidden=hidden, blocks=blocks, state=state, skip=conditional is None), self.spec
+        )
         self.average = Average(self.model, ema).requires_grad_(False)
         self._draws: torch.Generator | None = None
 
@@ -132,7 +136,7 @@ class FlowModule(pl.LightningModule):
         return made.back(x.gather(1, order[..., None].expand_as(x))).float()
 
     def _loss(self, batch: dict[str, Tensor], draws: torch.Generator) -> Tensor:
-        return matching(self.parts())(self.model, Batch(batch["x1"], mask=batch["mask"]), draws).mean()
+        return matching(self.parts())(self.model, Batch(**cast(dict[str, Any], batch)), draws).mean()
 
     def on_fit_start(self) -> None:
         """A generator of one's own for the draws of training, seeded by torch's global one."""
@@ -181,6 +185,8 @@ class FlowPredictor(PyTorchPredictor):
         """
         from flowplat_timeseries.refined import Refined, time_for
 
+        if self.prediction_net.spec.condition is not None:
+            raise UsageError("refine needs a model of whole windows: train the estimator with conditional=None")
         if base.prediction_length != self.prediction_length or base.lead_time:
             raise UsageError(
                 f"the base forecasts {base.prediction_length} steps after {base.lead_time}, and the model"
@@ -232,8 +238,8 @@ class _Once:
 
 
 def _told(batch: Batch) -> dict[str, Tensor]:
-    assert batch.mask is not None
-    return {"x1": batch.x1, "mask": batch.mask}
+    told = {"x1": batch.x1, "x0": batch.x0, "condition": batch.condition, "mask": batch.mask}
+    return {name: one for name, one in told.items() if isinstance(one, Tensor)}
 
 
 class FlowEstimator(PyTorchLightningEstimator):
@@ -242,9 +248,10 @@ class FlowEstimator(PyTorchLightningEstimator):
     One unconditional model of windows of ``context_length`` + ``prediction_length`` steps is trained; a forecast guides
     it by what is known. ``freq`` sets the season and the ``lags`` (none, tsdiff, gluonts or a list). ``guidance`` is
     "quantile" or "mse", ``guidance_scale`` its strength, ``num_steps`` the steps of a draw, ``kernel`` the noise it
-    begins with (iso, se, ou, periodic). Missing values may be anywhere, a series may be shorter than the context.
-    Checkpoints of training go to a temporary folder unless ``trainer_kwargs`` names a ``default_root_dir``. Series are
-    read into memory.
+    begins with (iso, se, ou, periodic). ``conditional`` names the process that a model of forecasts alone starts from
+    (TSFlow's; ``kernel`` and guidance are then not used). Missing values may be anywhere, a series may be shorter than
+    the context. Checkpoints of training go to a temporary folder unless ``trainer_kwargs`` names a
+    ``default_root_dir``. Series are read into memory.
     """
 
     @validated()
@@ -256,6 +263,7 @@ class FlowEstimator(PyTorchLightningEstimator):
         lags: str | list[int] = "none",
         scaling: str = "mean",
         kernel: str = "iso",
+        conditional: str | None = None,
         hidden: int = 64,
         blocks: int = 3,
         state: int = 128,
@@ -278,10 +286,12 @@ class FlowEstimator(PyTorchLightningEstimator):
         self.lags = lags_of(self.freq, cast(Lags, lags))
         self.batch_size, self.num_batches_per_epoch = batch_size, num_batches_per_epoch
         self.scaling = cast(Scaling, scaling)
+        if conditional not in (None, *get_args(Kernel)):
+            raise UsageError(f"conditional={conditional!r} is none of {', '.join(get_args(Kernel))}, or None")
         self.options = {
-            "scaling": scaling, "kernel": kernel, "hidden": hidden, "blocks": blocks, "state": state, "lr": lr,
-            "ema": ema, "guidance": guidance, "guidance_scale": guidance_scale, "guidance_weight": guidance_weight,
-            "num_steps": num_steps, "num_parallel_samples": num_parallel_samples,
+            "scaling": scaling, "kernel": kernel, "conditional": conditional, "hidden": hidden, "blocks": blocks,
+            "state": state, "lr": lr, "ema": ema, "guidance": guidance, "guidance_scale": guidance_scale,
+            "guidance_weight": guidance_weight, "num_steps": num_steps, "num_parallel_samples": num_parallel_samples,
         }  # fmt: skip
 
     def train_model(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -318,7 +328,16 @@ class FlowEstimator(PyTorchLightningEstimator):
                 values.append(known.astype(np.float64))
         if not values:
             raise UsageError("there is no series to learn from: the data set is empty, or all of it is missing")
-        return Windows(values, self.context_length, self.prediction_length, self.lags, last, scaling=self.scaling)
+        law = None
+        if (kernel := self.options["conditional"]) is not None:
+            season = calendar.season_of(self.freq)
+            told = spec_of(
+                self.context_length, self.prediction_length, tuple(self.lags), season, self.freq, str(kernel)
+            )
+            law = law_of(told)
+        return Windows(
+            values, self.context_length, self.prediction_length, self.lags, last, scaling=self.scaling, law=law
+        )
 
     def create_training_data_loader(self, data: Dataset, module: Any, **kwargs: Any) -> Iterable[Any]:
         """Windows drawn anywhere in the series; see ``flowplat_timeseries.windows``."""
