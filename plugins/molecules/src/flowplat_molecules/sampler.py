@@ -22,7 +22,10 @@ BANDWIDTH = 0.1  # of the kernel in p(N | y), in standard deviations of the trai
 NEAREST = 200  # training molecules that speak where the kernel reaches none
 
 Eta = Annotated[float, Field(ge=0, description="how often a revealed atom or bond is masked again; masked only")]
-Temperature = Annotated[float, Field(gt=0, description="divides the logits; near 0 the likeliest is taken")]
+Temperature = Annotated[
+    float | None,
+    Field(gt=0, description="divides the logits; near 0 the likeliest is taken; null for 0.05, on the simplex for 1"),
+]
 Edges = Annotated[int, Field(ge=1, description="directed edges that the network is shown at once")]
 
 
@@ -30,7 +33,7 @@ def sampler(
     parts: Parts,
     categories: Categories = "masked",
     eta: Eta = 10.0,
-    temperature: Temperature = 0.05,
+    temperature: Temperature = None,
     edges: Edges = 200_000,
 ) -> Sampler:
     """Molecules from noise and masks in ``steps`` evaluations (the paper's number of times less one); sizes are drawn
@@ -53,22 +56,23 @@ def draw(
     generator: torch.Generator,
     categories: str = "masked",
     eta: float = 10.0,
-    temperature: float = 0.05,
+    temperature: float | None = None,
     edges: int = 200_000,
     atoms: Tensor | None = None,
 ) -> Batch:
     """Molecules of given ``sizes`` (B,), and with ``atoms`` (sum N,) of given classes, under ``condition`` (B, K).
 
     In each of ``steps`` equal steps positions move by h (x1_hat - x) / (1 - t), and hidden classes are drawn, or hidden
-    again, as in ``masked.euler_step`` with logits / ``temperature``. The centre of each molecule stays at 0. Molecules
-    are drawn in groups of like sizes, of ``edges`` directed edges at most. Raises ``FloatingPointError`` where the
-    network's answer is not finite.
+    again, as in ``masked.euler_step`` with logits / ``temperature``: where none is given 0.05, and 1 on the simplex,
+    whose flow it would bend. The centre of each molecule stays at 0. Molecules are drawn in groups of like sizes, of
+    ``edges`` directed edges at most. Raises ``FloatingPointError`` where the network's answer is not finite.
     """
     path, sizes = path_of(parts.spec.state, categories), sizes.cpu()
     if condition is None:  # where nothing is asked, what insists on it is the identity
         parts = replace(parts, guidance=tuple(g for g in parts.guidance if not isinstance(g, guiding.ClassifierFree)))
     if atoms is not None and categories == "simplex":
         raise UsageError("a formula is kept by categories=masked only")
+    heat = temperature or (0.05 if categories == "masked" else 1.0)
     order = sizes.argsort(stable=True)
     starts, rows = sizes.cumsum(0) - sizes, []
     drawn: list[tuple[Tensor, Batch]] = []
@@ -79,7 +83,7 @@ def draw(
             rows = [atoms[starts[k] : starts[k] + sizes[k]] for k in mine.tolist()]
         field = Learned(network, path, "x1", told, parts.spec.null)
         given = torch.cat(rows) if rows else None
-        drawn.append((mine, _group(field, sizes[mine], steps, generator, parts, eta, temperature, given)))
+        drawn.append((mine, _group(field, sizes[mine], steps, generator, parts, eta, heat, given)))
     return _ordered(drawn, sizes, condition)
 
 

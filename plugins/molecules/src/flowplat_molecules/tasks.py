@@ -64,7 +64,7 @@ def generate(
     formula: Annotated[str, Field(description="the atoms of each, as C4H8O")] = "",
     steps: Annotated[int, Field(ge=1, description="steps of the sampler")] = 100,
     eta: Eta = 10.0,
-    temperature: Temperature = 0.05,
+    temperature: Temperature = None,
     guidance: Annotated[
         float | None,
         Field(ge=0, description="classifier-free scale: 1 follows the property, more insists on it; null: the run's"),
@@ -149,7 +149,7 @@ class _Drawing:
     trained: Trained
     steps: int
     eta: float
-    temperature: float
+    temperature: float | None
     guidance: float | None
     seed: int
     size: int | None
