@@ -51,6 +51,23 @@ def test_molecules_for_a_dipole_with_all_their_files(knowing, tmp_path) -> None:
         assert Image.open(tmp_path / "out" / name).size == size
 
 
+def test_valid_molecules_come_first_and_all_keep_their_number(small, knowing, tmp_path) -> None:
+    """Of four molecules the first two have a carbon of eight bonds."""
+
+    class Spoilt(torch.nn.Module):
+        def forward(self, x, t, condition, index):
+            told = knowing.network(x, t, condition, index)
+            told["bonds"][index["bonds"] < 2] = torch.eye(5)[2] * 1e3
+            return told
+
+    generate(
+        type(knowing)(small, Spoilt()), [], tmp_path, target="1|2|3|4", number=4, n_atoms=9, steps=2, values="none"
+    )
+    rows, entries, _ = read(tmp_path)
+    assert [row["index"] for row in rows] == [one.GetProp("index") for one in entries] == ["2", "3", "0", "1"]
+    assert [(row["valid"], row["asked_mu"]) for row in rows] == [("1", "3"), ("1", "4"), ("0", "1"), ("0", "2")]
+
+
 def test_a_seed_decides_and_chunks_do_not(knowing) -> None:
     def drawn(**options):
         return generate(knowing, [], None, target=2, steps=2, values="none", **options)

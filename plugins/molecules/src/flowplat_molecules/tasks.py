@@ -74,8 +74,9 @@ def generate(
     judge_steps: JudgeSteps = evaluators.STEPS,
     seed: Annotated[int, Field(ge=0, description="the source of every draw")] = 0,
 ) -> Any:
-    """``molecules.sdf`` and ``molecules.csv`` with a record and a row for each molecule, in one order and numbered by
-    ``index``, ``grid.png``, ``parity.png`` (asked against what they have) and ``metrics.json``.
+    """``molecules.sdf`` and ``molecules.csv`` with a record and a row for each molecule, in one order, valid ones
+    first, and numbered by ``index`` as they were drawn, ``grid.png``, ``parity.png`` (asked against what they have) and
+    ``metrics.json``.
 
     Sizes are drawn from p(N | y) where neither ``n_atoms`` nor ``formula`` is given. All that is drawn is written,
     valid or not, unless ``only_valid``; then ``acceptance`` says what share was kept. From Python it returns the
@@ -106,9 +107,12 @@ def generate(
     summary = _summary(found, data, drawn)
     if out is None:
         return replace(batch, extra={**batch.extra, "rows": rows, "summary": summary})
+    order = sorted(range(len(rows)), key=lambda row: not rows[row]["valid"])  # `index` says where each was
+    words = legends(rows, known, found)
     with refusals(f"{out} cannot be written"):
-        records.write(out, [raw for raw, _ in checked], rows)
-        (out / records.PICTURE).write_bytes(drawing.grid([raw for raw, _ in checked], legends(rows, known, found)))
+        records.write(out, [checked[row][0] for row in order], [rows[row] for row in order])
+        grid = drawing.grid([checked[row][0] for row in order], [words[row] for row in order])
+        (out / records.PICTURE).write_bytes(grid)
         if (picture := _parity(found, known, wish)) is not None:
             (out / PARITY).write_bytes(picture)
         (out / METRICS).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
