@@ -9,10 +9,11 @@ Molecules do not see one another: what is there gets the same numbers, up to the
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from flowcore.state import State
 from flowplat_molecules.graphs import ATOMWISE, LEAVES
@@ -127,25 +128,35 @@ class _Replay(torch.autograd.Function):
 
 def _recorded(network: nn.Module, plain: Plain, given: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
     flat, static = Flat(network, plain), tuple(one.clone() for one in given)
-    weights = [weight for weight in network.parameters() if weight.requires_grad] if torch.is_grad_enabled() else []
+    names = [name for name, weight in flat.named_parameters() if weight.requires_grad and torch.is_grad_enabled()]
+    # other leaves on the weights' memory: what waits for the weights' own gradients may belong to another stream
+    own = {name: weight.detach().requires_grad_(name in names) for name, weight in flat.named_parameters()}
+    weights = [own[name] for name in names]
+
+    def run() -> tuple[Tensor, ...]:
+        return cast(tuple[Tensor, ...], functional_call(flat, own, static))
 
     def slopes(answer: tuple[Tensor, ...], given: list[Tensor]) -> tuple[Tensor | None, ...]:
         return torch.autograd.grad(answer, weights, given, allow_unused=True)
+
+    def once() -> None:  # of which nothing outlives it: what is alive ties the graph to this stream
+        answer = run()
+        if weights:
+            slopes(answer, [torch.zeros_like(one) for one in answer])
 
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):  # what libraries set up at a first call is set up before
         for _ in range(3):
-            answer = flat(*static)
-            if weights:
-                slopes(answer, [torch.zeros_like(one) for one in answer])
+            once()
     torch.cuda.current_stream().wait_stream(aside)
-    forward, answer = _captured(lambda: flat(*static))
+    forward, answer = _captured(run)
     if weights:
         asked = [torch.zeros_like(one) for one in answer]
         backward, gradients = _captured(lambda: slopes(answer, asked), forward.pool())
         graphs = forward, static, tuple(one.detach() for one in answer), backward, asked, gradients
-        return lambda *given: _Replay.apply(graphs, len(static), *given, *weights)  # type: ignore[no-untyped-call,no-any-return]
+        learned = [flat.get_parameter(name) for name in names]
+        return lambda *given: _Replay.apply(graphs, len(static), *given, *learned)  # type: ignore[no-untyped-call,no-any-return]
 
     def call(*given: Tensor) -> tuple[Tensor, ...]:
         for here, there in zip(static, given, strict=True):
