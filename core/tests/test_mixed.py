@@ -82,7 +82,7 @@ def test_guidance_adds_up_velocities_and_log_probabilities():
 
     def network(x, t, condition, index):
         told = condition[index]
-        return {"x": told[:, None] * x1["x"], "a": told[:, None] * torch.tensor([2.0, 0.0, -1.0], dtype=F64)}
+        return {"x": told[:, None] * x1["x"].repeat(2, 1), "a": told[:, None] * torch.tensor([2.0, 0.0, -1.0], dtype=F64)}
 
     x = {"x": torch.zeros(6, 2, dtype=F64), "a": torch.full((6,), 3)}
     null, told = torch.tensor(0.5, dtype=F64), torch.ones(3, dtype=F64)

@@ -117,15 +117,19 @@ class ClassifierFree(Guidance):
     def velocity(self, field: Field, x: State, t: Tensor, dt: float) -> State:
         if field.condition is None or field.null is None:
             raise ValueError("classifier-free guidance needs a conditional field with a null condition")
-        first, last = self.interval
-        now = float(t.reshape(-1)[0])
-        if self.scale == 1.0 or not first - ROUNDING <= now <= last + ROUNDING:
+        if self.scale == 1.0 or not self._within(field, t):
             return field.velocity(x, t)
         null = field.null_condition()
         if self.scale == 0.0:
             return field.with_condition(null).velocity(x, t)
         conditional, empty = _both(field, x, t, null)
         return add(empty, tree_map(torch.sub, conditional, empty), self.scale)
+
+    def _within(self, field: Field, t: Tensor) -> bool:
+        first, last = self.interval
+        if first <= field.path.start and last >= field.path.stop:
+            return True  # at any time: a GPU need not be asked, and waited for, which it is
+        return first - ROUNDING <= float(t.reshape(-1)[0]) <= last + ROUNDING
 
     def logits(self, posterior: Posterior, x: Tensor, t: Tensor) -> Tensor:
         if posterior.condition is None or posterior.null is None:

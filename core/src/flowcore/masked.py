@@ -430,7 +430,9 @@ def euler_step(
     none. Tokens that are not ``free`` are not masked again. ``t`` and ``r`` are scalars or (B,), of a ragged ``index``
     too. A GPU is not waited for: a token whose logits are NaN stays masked, also at the end.
     """
-    time, until = (expand(torch.as_tensor(s, dtype=torch.float64), x, index) for s in (t, r))
+    time, until = (
+        expand(s.double(), x, index) if isinstance(s, Tensor) else torch.tensor(s, dtype=torch.float64) for s in (t, r)
+    )  # a number stays on the processor, where a GPU need not be waited for
     h = until - time
     end = until >= 1
     reveal = torch.where(end, 1, h * path.rate(time, remask))

@@ -1,12 +1,13 @@
 """The full network on one GPU in some nine minutes: speed, small molecules, QM7, asked dipoles, five embeddings.
 
-    python plugins/molecules/benchmarks/gpu.py --out FOLDER [--qm7 qm7.sdf.gz] [--seconds 480] [--quick | --small]
+    python plugins/molecules/benchmarks/gpu.py --out FOLDER [--qm7 qm7.sdf.gz] [--seconds 480]
+        [--quick | --small [--embeddings]]
 
 qm7.sdf.gz is what scripts/qm7_to_sdf.py makes of QM7. FOLDER/gpu.json is written after every stage, with whatever went
 wrong in one, and FOLDER/drawn.tar.gz with all that was drawn so far. xTB's values are computed in other processes
 meanwhile, where tblite and dftd4 are there. The network is replayed as CUDA graphs (engine.compile=true) where these
 compute what it does without. --quick is for a look whether it works, anywhere; --small takes the default preset's
-network and fixed numbers of steps, for a processor.
+network and fixed numbers of steps, for a processor, and --embeddings the five embeddings alone.
 """
 
 import argparse
@@ -195,7 +196,8 @@ def guided(report: Report, model: Model, scale: float) -> Model:
     words = "[]" if scale == 1 else f"[{{name: classifier_free, scale: {scale}}}]"
     other = settled(report, f"sample.guidance={words}")
     config = model.experiment.config
-    experiment = Experiment(config.model_copy(update={"sample": other.config.sample}))
+    sample = config.sample.model_copy(update={"guidance": other.config.sample.guidance})
+    experiment = Experiment(config.model_copy(update={"sample": sample}))
     experiment.data = model.data  # read once
     return Model(experiment, model.network, report.folder)
 
@@ -307,9 +309,10 @@ def _wish() -> str:
 
 def embeddings(report: Report, pool: Any, data: str, seconds: float) -> None:
     """Five networks for as many steps each."""
-    count, steps, first = (10 if report.quick else 120 if report.small else 500), 500, None
+    count, steps, first = (10 if report.quick else 200 if report.small else 500), 600, None
     for embedding in EMBEDDINGS:
-        experiment = settled(report, data, f"network.embedding={embedding}", f"sample.batch_size={count}")
+        calls = ["sample.steps=50"] if report.small else []
+        experiment = settled(report, data, f"network.embedding={embedding}", f"sample.batch_size={count}", *calls)
         if first is not None:
             experiment.data = first.data  # read once
         if not report.small and not report.quick and report.left < 0.6 * seconds:
@@ -338,6 +341,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=480)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--embeddings", action="store_true")
     options = parser.parse_args()
     gpu_speed.settings()
     report, whole = Report(options), options.seconds
@@ -349,7 +353,8 @@ def main() -> None:
         report.graphs = max(worst) < 1e-3
     small = "data={name: builtin, judge_share: 0}"
     parts = (0.23, 0.23) if options.qm7 is not None else (0.55 if report.graphs else 0.67, 0)
-    collection(report, pool, "small", small, parts[0] * whole)
+    if not options.embeddings:
+        collection(report, pool, "small", small, parts[0] * whole)
     if options.qm7 is not None:
         fields = "properties: [mu], judge_share: 0, units: {mu: D}, method: GFN2-xTB"
         data = f"data={{name: sdf, path: {options.qm7.absolute()}, {fields}}}"

@@ -106,11 +106,12 @@ def _group(
         free = {"atoms": torch.zeros(rows, dtype=torch.bool, device=device)}
     told = field.with_condition(field.condition, index, samples)
     composed = guiding.compose(told, parts.guidance, generator)
-    for number in range(steps):
+    times = torch.tensor([number / steps for number in range(steps)], dtype=x["positions"].dtype).to(device)
+    for number in range(steps):  # nothing in here waits for a GPU
         t, r = number / steps, (number + 1) / steps
         if isinstance(composed, guiding.Guided):
             composed.dt = r - t
-        x = path.step(x, composed.velocity_once(x, t), t, r, generator, index, eta, temperature, free)
+        x = path.step(x, composed.velocity_once(x, times[number]), t, r, generator, index, eta, temperature, free)
         x = {**x, "positions": centred(x["positions"], index["positions"], samples)}
         for one in parts.guidance:
             x = one.state(told, x, torch.tensor(r), 1 / steps if r < 1 else 0.0)
