@@ -309,7 +309,7 @@ def _wish() -> str:
 
 def embeddings(report: Report, pool: Any, data: str, seconds: float) -> None:
     """Five networks for as many steps each."""
-    count, steps, first = (10 if report.quick else 200 if report.small else 500), 600, None
+    count, steps, first = (10 if report.quick else 100 if report.small else 500), 300, None
     for embedding in EMBEDDINGS:
         calls = ["sample.steps=50"] if report.small else []
         experiment = settled(report, data, f"network.embedding={embedding}", f"sample.batch_size={count}", *calls)
