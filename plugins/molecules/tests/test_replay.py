@@ -89,6 +89,18 @@ def test_a_copy_of_a_network_has_no_graphs_yet():
     assert copy.deepcopy(net).graphs.kept == {True: [], False: []}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("grad", [True, False])
+def test_where_nothing_can_be_recorded_the_network_answers_and_says_so_once(grad, caplog):
+    net, given = network(), batch((14, 17, 15))
+    graphs = Graphs()
+    with torch.set_grad_enabled(grad):
+        answers = [graphs(net, net.plain, *given) for _ in range(2)]
+        wanted = net(*given)
+    assert all(torch.equal(one[name], wanted[name]) for one in answers for name in LEAVES)
+    assert [one.message.partition("(")[0] for one in caplog.records] == ["engine.compile: no graph can be recorded "]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_replayed_step_is_the_plain_one(grad):

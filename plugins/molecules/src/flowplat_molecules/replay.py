@@ -6,6 +6,7 @@ at once, and needs sizes that stay as they were recorded. So a batch is filled u
 Molecules do not see one another: what is there gets the same numbers, up to the order of sums, and the same gradients.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
@@ -17,6 +18,8 @@ from torch.func import functional_call
 
 from flowcore.state import State
 from flowplat_molecules.graphs import ATOMWISE, LEAVES
+
+log = logging.getLogger("flowplat")
 
 Plain = Callable[[State, Tensor, Tensor | None, Any], State]
 KEPT = {True: 2, False: 6}  # graphs with gradients, which hold what they remember, and without
@@ -172,6 +175,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self.kept: dict[bool, list[Recorded]] = {True: [], False: []}
+        self.refused: set[bool] = set()  # what no graph could be recorded of, with gradients and without
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Graphs, ()
@@ -179,7 +183,10 @@ class Graphs:
     def __call__(
         self, network: nn.Module, plain: Plain, x: State, t: Tensor, condition: Tensor | None, index: Any
     ) -> State:
-        """``plain(x, t, condition, index)`` by a graph that has room for it, recorded where none has."""
+        """``plain(x, t, condition, index)`` by a graph that has room for it, recorded where none has; without one, after
+        a word in the log, where none can be recorded."""
+        if torch.is_grad_enabled() in self.refused:
+            return plain(x, t, condition, index)
         grad, size = torch.is_grad_enabled(), Size(len(t), len(x["positions"]), len(x["bonds"]))
         kinds = tuple(x[name].dtype for name in LEAVES), t.dtype, None if condition is None else condition.dtype
         kept, sizes = self.kept[grad], None
@@ -193,7 +200,13 @@ class Graphs:
             if sizes is None:  # too few pairs for it to matter
                 return plain(x, t, condition, index)
             del kept[: max(0, len(kept) + 1 - KEPT[grad])]
-            one = Recorded(room, kinds, _recorded(network, plain, filled(x, t, condition, index, sizes, room)))
+            try:
+                one = Recorded(room, kinds, _recorded(network, plain, filled(x, t, condition, index, sizes, room)))
+            except RuntimeError as error:  # CUDA's, and whatever else cannot be captured
+                why = str(error).partition("\n")[0]
+                log.warning("engine.compile: no graph can be recorded (%s), so steps are made one by one", why)
+                self.refused.add(grad)
+                return plain(x, t, condition, index)
             kept.append(one)
         answer = one.call(*filled(x, t, condition, index, sizes, one.room))
         rows = {"bonds": size.pairs}
