@@ -183,8 +183,8 @@ class Graphs:
     def __call__(
         self, network: nn.Module, plain: Plain, x: State, t: Tensor, condition: Tensor | None, index: Any
     ) -> State:
-        """``plain(x, t, condition, index)`` by a graph that has room for it, recorded where none has; without one, after
-        a word in the log, where none can be recorded."""
+        """``plain(x, t, condition, index)`` by a graph that has room for it, recorded where none has; without one and
+        after a word in the log, where none can be recorded."""
         if torch.is_grad_enabled() in self.refused:
             return plain(x, t, condition, index)
         grad, size = torch.is_grad_enabled(), Size(len(t), len(x["positions"]), len(x["bonds"]))
