@@ -5,7 +5,7 @@ import torch
 from flowcore.errors import UsageError
 from flowcore.seeds import generator
 from flowplat_timeseries.asking import told
-from flowplat_timeseries.conditional import NUGGET, Law, regress, start
+from flowplat_timeseries.conditional import NUGGET, Law, regress, sampler, start
 from flowplat_timeseries.forecasting import forecast
 from flowplat_timeseries.priors import covariance
 from flowplat_timeseries.windows import Windows
@@ -109,6 +109,24 @@ def test_gaps_of_a_context_are_told_as_gaps(small_conditional):
     wild = windows.x.masked_fill(mask == 0, float("nan"))
     x = forecast(model.parts(), model.network, wild, mask, 5, 4, generator=generator(0))
     assert x.isfinite().all()
+
+
+def test_samples_of_a_run_are_forecasts_and_the_wrong_sampler_is_refused(small, small_conditional):
+    model = small_conditional
+    told = model.data.condition(10, None)
+    assert told.shape == (10, 2, 36)
+    assert torch.equal(told[8:], told[:2])  # eight series, in turn
+    batch = sampler(model.parts())(model.network, told, 10, 4, generator(0))
+    known = told[:, 1].bool()
+    assert torch.equal(batch.x0[:, 0][known], told[:, 0][known])
+    assert batch.x1.isfinite().all()
+    with pytest.raises(UsageError, match=r"sampler conditional is for"):
+        sampler(small.parts())
+    assert not hasattr(small.data, "draw_source")
+    with pytest.raises(UsageError, match=r"sample\.sampler=conditional"):
+        model.data.draw_source(3, generator(0))
+    with pytest.raises(UsageError, match="in words"):
+        model.data.condition(3, "a rise")
 
 
 @pytest.mark.parametrize("task", ["refine", "detect", "impute", "synthesize"])

@@ -13,9 +13,8 @@ from tqdm import tqdm
 from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Trained
 from flowcore.seeds import generator
-from flowplat_timeseries import guidance
+from flowplat_timeseries import forecasting, guidance
 from flowplat_timeseries.data import SeriesSet
-from flowplat_timeseries.forecasting import forecast
 from flowplat_timeseries.windows import Pattern, Scaled, hidden, observed, scaled
 
 ROWS = 1024  # windows times samples that are asked for at once
@@ -56,7 +55,7 @@ def told(data: SeriesSet, values: Sequence[np.ndarray], ahead: bool = True) -> S
 
 def draw(trained: Trained, windows: Scaled, asked: Asked, draws: torch.Generator) -> Tensor:
     """Samples (B, S, L) of whole windows in the units of their series, in float64, row j of S near quantile j."""
-    x = forecast(
+    x = forecasting.forecast(
         trained.parts(), trained.network, windows.x.to(trained.device), windows.mask.to(trained.device),
         asked.samples, asked.steps, likelihood=asked.likelihood, scale=asked.scale, weight=asked.weight,
         generator=draws,
@@ -70,7 +69,7 @@ def windowed(
     """``draw`` for the last window of each series, chunk by chunk with a bar: (n, S, L) in their units."""
     data = cast(SeriesSet, trained.data)
     trained.network.eval()
-    many = max(1, ROWS // asked.samples)
+    many = max(1, max(ROWS, forecasting.ROWS.get(trained.device.type, 0)) // asked.samples)
     parts = []
     for start in tqdm(range(0, len(values), many), name, disable=not sys.stderr.isatty(), delay=2, leave=False):
         windows = told(data, values[start : start + many], ahead)

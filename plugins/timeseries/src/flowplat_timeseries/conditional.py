@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowcore.data import Batch
+from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Parts, Sampler
 from flowcore.solvers import solve
 from flowplat_timeseries.priors import Kernel, covariance
@@ -129,7 +130,12 @@ def drawn(
 
 
 def sampler(parts: Parts) -> Sampler:
-    """Forecasts of held-out windows: each sample is one draw, its source made of its condition."""
+    """Forecasts of held-out windows: each sample is one draw, its source made of its condition. Raises ``UsageError``
+    for a model that is not conditional."""
+    if parts.spec.condition is None:
+        raise UsageError(
+            "sampler conditional is for a conditional model: set data.conditional, or leave the sampler out"
+        )
 
     def sample(network: nn.Module, told: Tensor, count: int, steps: int, generator: torch.Generator) -> Batch:
         filled, known = told[:, -2], told[:, -1]

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -210,6 +210,17 @@ class SeriesSet:
         source = self.val()
         told: Tensor = source.batch(torch.arange(count) % len(source), torch.Generator()).condition
         return told
+
+    @property
+    def draw_source(self) -> Callable[[int, torch.Generator], Tensor]:
+        """Refuses to draw for a conditional model, whose source follows from what it is told; else there is none."""
+        if self.config.conditional is None:
+            raise AttributeError("noise is the source")
+
+        def refuse(count: int, generator: torch.Generator) -> Tensor:
+            raise UsageError("a conditional model starts from what it is told: set sample.sampler=conditional")
+
+        return refuse
 
     def write(self, samples: Batch, folder: Path) -> None:
         """``samples.npz`` with ``x`` (n, 1 + K, L), and ``samples.csv``: sample, step, value of the series itself; all
