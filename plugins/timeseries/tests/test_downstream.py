@@ -13,7 +13,7 @@ from flowplat_timeseries.synthesis import linear_predictive_score
 
 
 @pytest.mark.parametrize("kind", ["feed_forward", "deepar", "tft"])
-def test_every_forecaster_learns_and_leaves_the_global_generators_alone(small, kind):
+def test_every_forecaster_learns_in_silence_and_leaves_the_global_generators_alone(small, kind, capfd, caplog):
     data = small.data
     windows = data.train().batch(torch.arange(64) % 8, generator(0)).x1[:, 0]
     known = told(data, [one.values[:-12] for one in data.tests])
@@ -23,6 +23,7 @@ def test_every_forecaster_learns_and_leaves_the_global_generators_alone(small, k
     assert made[0].shape == (8, 7, 12)
     assert np.isfinite(made[0]).all()
     assert np.array_equal(*made)
+    assert "".join(capfd.readouterr()) == caplog.text == ""
     drawn = torch.rand(()).item(), np.random.rand()
     torch.manual_seed(5)
     np.random.seed(5)

@@ -63,11 +63,10 @@ def taught(
     def entries(rows: np.ndarray) -> list[dict[str, Any]]:
         return [{"start": start, "target": row.astype(np.float32), "item_id": str(i)} for i, row in enumerate(rows)]
 
-    quiet, state = logging.getLogger("lightning.pytorch"), np.random.get_state()
-    level = quiet.level
+    state, silent = np.random.get_state(), logging.root.manager.disable
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        quiet.setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)  # of Lightning, who tells each epoch
         try:
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)
@@ -80,7 +79,7 @@ def taught(
                 rows = getattr(one, "samples", None)
                 made.append(np.stack([one.quantile(float(q)) for q in levels]) if rows is None else rows[:draws])
         finally:
-            quiet.setLevel(level)
+            logging.disable(silent)
             np.random.set_state(state)
     return np.stack(made).astype(np.float64)
 
