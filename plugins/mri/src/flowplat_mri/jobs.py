@@ -3,13 +3,15 @@
 import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flowcore.errors import InputError
 from flowplat_mri import reading
 
-NOT_SCANS = re.compile(r"(mask|lesion|label|seg|_std)", re.IGNORECASE)  # in the names of files that are no scans
+NOT_SCANS = re.compile(
+    r"(mask|lesion|label|seg|_harmonized\.|_spread\.)", re.IGNORECASE
+)  # in the names of files that are no scans
 BIDS_NAME = re.compile(r"sub-[A-Za-z0-9]+_")
 COLUMNS = ("subject", "path", "mask", "lesion")
 
@@ -25,6 +27,10 @@ class Job:
     mask: Path | None = None
     lesion: Path | None = None
     bids: Path | None = None
+
+    def at(self, place: Path) -> "Job":
+        """The same with its result in another place."""
+        return replace(self, place=place)
 
 
 def jobs(
@@ -44,9 +50,13 @@ def jobs(
     if not found:
         raise InputError("no volume is named; give a file, a folder, a CSV list or a BIDS root")
     found = [
-        Job(j.subject, j.path, j.place, j.mask or _beside(mask, j, found), j.lesion or _beside(lesion, j, found, False), j.bids)
-        for j in found
-    ]  # fmt: skip
+        replace(
+            job,
+            mask=job.mask or _beside(mask, job, len(found)),
+            lesion=job.lesion or _beside(lesion, job, len(found), needed=False),
+        )
+        for job in found
+    ]
     places: dict[Path, Path] = {}
     for job in found:
         if (other := places.setdefault(job.place, job.path)) != job.path:
@@ -85,8 +95,14 @@ def _of_bids(root: Path, contrast: str) -> list[Job]:
         place = path.relative_to(root)
         if place.parts[0].startswith("sub-") and place.parent.name == "anat" and BIDS_NAME.match(path.name):
             name = re.sub(rf"(_desc-[A-Za-z0-9]+)?_{contrast}\.", f"_desc-harmonized_{contrast}.", path.name)
-            subject = "_".join(p for p in place.parts if p.startswith(("sub-", "ses-")) and p != path.name)
-            made.append(Job(subject, path, place.with_name(name), bids=root))
+            made.append(
+                Job(
+                    path.name.removesuffix(reading.ending(path)).removesuffix(f"_{contrast}"),
+                    path,
+                    place.with_name(name),
+                    bids=root,
+                )
+            )
     if not made:
         raise InputError(f"{root} holds no sub-*/[ses-*/]anat/*_{contrast}.nii[.gz], which the model is for")
     return made
@@ -116,15 +132,15 @@ def _of_list(path: Path) -> list[Job]:
     return made
 
 
-def _beside(given: Path | None, job: Job, all_jobs: Sequence[Job], needed: bool = True) -> Path | None:
+def _beside(given: Path | None, job: Job, count: int, needed: bool = True) -> Path | None:
     """The mask of a volume: ``given`` itself, or the file in the folder ``given`` that has its name."""
     if given is None:
         return None
     if not given.exists():
         raise InputError(f"{given} is not there")
     if not given.is_dir():
-        if len(all_jobs) > 1:
-            raise InputError(f"{given} is one mask for {len(all_jobs)} volumes; give a folder of them, or a CSV list")
+        if count > 1:
+            raise InputError(f"{given} is one mask for {count} volumes; give a folder of them, or a CSV list")
         return given
     if job.bids is not None and (given / job.path.relative_to(job.bids)).exists():
         return given / job.path.relative_to(job.bids)

@@ -24,7 +24,10 @@ NAMES = {
     "likeness": ("likeness", "correlation with the target's mean, coarse; below 0 the contrast is another one"),
     "latent_norm": ("latent norm", "|z|^2 / d under the prior; about 1 for what it has learned"),
     "weight": ("weight", "share of the learned prior in the result, the rest being histogram matching"),
-    "lesion_change": ("change in lesions", "mean |change| within the lesion mask"),
+    "lesion_ncc": ("NCC in lesions", "as NCC with the source, within the lesion mask"),
+    "outside_ncc": ("NCC outside lesions", "as NCC with the source, outside of the lesion mask"),
+    "lesion_change": ("change in lesions", "mean |harmonized - source| within the lesion mask"),
+    "outside_change": ("change outside", "mean |harmonized - source| outside of the lesion mask"),
     "psnr": ("PSNR", "against the truth, in the mask, dB; 1 is the whole range"),
     "psnr_unchanged": ("PSNR unchanged", "of the source"),
     "psnr_matched": ("PSNR matched", "of histogram matching"),
@@ -47,11 +50,11 @@ img { width: 100%; border-radius: 6px; display: block; margin-top: .6rem; } a { 
 
 @dataclass(frozen=True)
 class Shown:
-    """One volume on the page: its name, its ``Look``, its picture (PNG), and what else is told of it, by name."""
+    """One volume on the page: its name, its ``Look``, its picture (PNG) if it has one, and what else is told of it."""
 
     name: str
     look: Look
-    picture: bytes
+    picture: bytes | None
     told: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -106,9 +109,9 @@ def _number(value: float | None) -> str:
 def _section(number: int, one: Shown) -> str:
     told = "; ".join(f"{key} {value}" for key, value in one.told.items())
     flags = "".join(f"<p class=warn>{escape(flag)}</p>" for flag in one.look.flags)
+    head = f'<h2 id="v{number}">{escape(one.name)}</h2>{flags}<p class=soft>{escape(told)}</p>'
+    if one.picture is None:
+        return head
     image = base64.b64encode(one.picture).decode()
     alt = f"three planes of {one.name}: source, harmonized, difference, edges, histograms"
-    return (
-        f'<h2 id="v{number}">{escape(one.name)}</h2>{flags}<p class=soft>{escape(told)}</p>'
-        f'<img alt="{escape(alt)}" src="data:image/png;base64,{image}">'
-    )
+    return f'{head}<img alt="{escape(alt)}" src="data:image/png;base64,{image}">'

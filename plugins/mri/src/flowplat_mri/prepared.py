@@ -1,4 +1,4 @@
-"""A volume as a model sees it: RAS, the model's voxels, the common scale, nothing outside the brain; and the way back."""
+"""A volume as a model sees it, RAS, the model's voxels, the common scale, nothing outside the brain; and back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,13 +29,23 @@ class Prepared:
         """An array in the order of the file, such as a lesion mask, on the grid of ``x``, float32."""
         return geometry.onto(self.space.forth(array).astype(np.float32), self.x.shape)
 
-    def back(self, change: np.ndarray) -> np.ndarray:
-        """A change of ``x`` in the order of the file, with its voxels; nothing outside of the mask.
+    def to_model(self, own: np.ndarray) -> np.ndarray:
+        """A volume on the source's own voxels, 0 outside of the mask, on the grid of ``x``: means over what of the mask
+        lies in a voxel."""
+        if own.shape == self.x.shape:
+            return np.where(self.mask, own, np.float32(0))
+        return _means(own, self.own_mask, self.mask)
 
-        It is the change that is resampled and not the volume, so that what is fine in the source stays.
+    def onto_own(self, array: np.ndarray) -> np.ndarray:
+        """An array on the grid of ``x``, such as a change of it, on the source's own voxels, 0 outside of its mask.
+
+        It is changes that are resampled and not volumes, so that what is fine in the source stays.
         """
-        own = geometry.onto(change.astype(np.float32), self.own.shape)
-        return self.space.back(np.where(self.own_mask, own, np.float32(0)))
+        return np.where(self.own_mask, geometry.onto(array.astype(np.float32), self.own.shape), np.float32(0))
+
+    def back(self, own: np.ndarray) -> np.ndarray:
+        """An array on the source's own voxels in the order of the file."""
+        return self.space.back(own)
 
 
 def prepared(volume: Volume, mask: np.ndarray | None, voxel: Sequence[float]) -> Prepared:
@@ -51,10 +61,13 @@ def prepared(volume: Volume, mask: np.ndarray | None, voxel: Sequence[float]) ->
     own = np.where(inside, scale.apply(space.data), np.float32(0))
     if not geometry.differs(space.voxel, voxel):
         return Prepared(own, inside, own, inside, scale, space)
-    share = geometry.resampled(inside.astype(np.float32), space.voxel, voxel)
-    sums = geometry.resampled(own, space.voxel, voxel)
-    there = share > 0.5
+    there = geometry.resampled(inside.astype(np.float32), space.voxel, voxel) > 0.5
     if int(there.sum()) < LEAST:
         raise InputError(f"{volume.name} is of {int(there.sum())} voxels of the model's {tuple(voxel)} mm; too few")
-    x = np.where(there, sums / np.maximum(share, 0.5), 0).astype(np.float32)  # the mean of what lies in the mask
-    return Prepared(x, there, own, inside, scale, space)
+    return Prepared(_means(own, inside, there), there, own, inside, scale, space)
+
+
+def _means(own: np.ndarray, inside: np.ndarray, there: np.ndarray) -> np.ndarray:
+    share = geometry.onto(inside.astype(np.float32), there.shape)
+    sums = geometry.onto(np.where(inside, own, 0), there.shape)
+    return np.where(there, sums / np.maximum(share, 0.5), 0).astype(np.float32)

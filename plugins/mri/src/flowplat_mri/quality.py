@@ -66,7 +66,7 @@ def look(
     latent_norm: float | None = None,
     voxel: Sequence[float] | None = None,
 ) -> Look:
-    """Source and result (X, Y, Z), both on the common scale, compared within ``mask``; see the README for each figure."""
+    """Source and result (X, Y, Z) on the common scale, compared within ``mask``; the page says what each figure is."""
     a, b = before[mask], after[mask]
     figures = {
         "ncc": ncc(a, b),

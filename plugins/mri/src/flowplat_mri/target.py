@@ -68,7 +68,7 @@ def of_volumes(
     voxel: Sequence[float],
     contrast: str = "T1w",
 ) -> Target:
-    """The target of training volumes on the common scale, with their masks and the scales they were brought there by."""
+    """The target of training volumes on the common scale, their masks, and the scales that brought them there."""
     x, y, z = voxel
     quantiles = np.mean([np.percentile(v[m], LEVELS) for v, m in zip(volumes, masks, strict=True)], 0)
     views = np.stack([coarse(v, m) for v, m in zip(volumes, masks, strict=True)])

@@ -12,7 +12,7 @@ from flowcore import files
 from flowcore.errors import InputError
 
 FREE = frozenset(  # fields that say how the numbers are stored, and where
-    "datatype bitpix scl_slope scl_inter cal_min cal_max vox_offset magic type".split()
+    ["datatype", "bitpix", "scl_slope", "scl_inter", "cal_min", "cal_max", "vox_offset", "magic", "type"]
 )
 
 
@@ -56,14 +56,14 @@ def note(path: Path, told: Mapping[str, Any]) -> None:
         files.write(path, json.dumps(told, indent=1, allow_nan=False) + "\n")
 
 
-def describe(folder: Path, version: str, sources: str, bids: bool) -> None:
-    """``dataset_description.json`` of a folder of derivatives, as BIDS asks for it."""
+def describe(folder: Path, version: str, sources: str) -> None:
+    """``dataset_description.json`` of a folder of derivatives of ``sources``, as BIDS asks for it."""
     told = {
         "Name": "MR volumes harmonized by flowplat-mri; for research, not for diagnosis",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "flowplat-mri", "Version": version}],
+        "SourceDatasets": [{"URL": sources}],
+        "DatasetLinks": {"raw": sources},
     }
-    if bids:
-        told |= {"SourceDatasets": [{"URL": sources}], "DatasetLinks": {"raw": sources}}
     note(folder / "dataset_description.json", told)
