@@ -103,7 +103,7 @@ def harmonized(
         matched = np.where(seen.mask, made.histogram_matched, 0)
         soft = soften(seen.space.forth(lesion))
         change = change + soft * (seen.onto_own(matched - seen.x) - change)
-        after = after + soften(seen.onto_model(lesion) > 0.5) * (matched - after)
+        after = (after + soften(seen.onto_model(lesion) > 0.5) * (matched - after)).astype(np.float32)
     width = target.scale.width if asked.range == "target" else seen.scale.width
     data = _units(volume, seen, change, target, asked)
     spread = None if made.std is None else seen.back(seen.onto_own(made.std) * np.float32(width))

@@ -45,8 +45,8 @@ def picture(
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(name, color=LIGHT, fontsize=9)
-            if name == "spread":
-                axes.imshow(cut(std), cmap="magma", vmin=0, vmax=spread, origin="lower", aspect=aspect)  # type: ignore[arg-type]
+            if name == "spread" and std is not None:
+                axes.imshow(cut(std), cmap="magma", vmin=0, vmax=spread, origin="lower", aspect=aspect)
                 continue
             grey = {"cmap": "gray", "vmin": 0, "vmax": 1.05}
             kind: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if column == 2 else grey
@@ -57,7 +57,7 @@ def picture(
                 bar = figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.9, pad=0.02)
                 bar.set_ticks([-limit, 0, limit], labels=[f"{-limit:.2f}", "0", f"{limit:.2f}"])
                 bar.ax.tick_params(colors=LIGHT, labelsize=7)
-                bar.outline.set_visible(False)  # type: ignore[operator]
+                bar.outline.set_visible(False)
     _histograms(figure.add_subplot(grid[:2, -1]), before[mask], after[mask], target)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
@@ -73,7 +73,7 @@ def _plane(axis: int, mask: np.ndarray, voxel: Sequence[float]) -> tuple[int, in
     middle = int(np.average(np.arange(len(amount)), weights=amount))
     if axis == 0:  # not the gap between the hemispheres
         middle = int(min(places[-1], middle + max(1, round((places[-1] - places[0]) * 0.08))))
-    flat = mask.any(axis=axis)
+    flat: np.ndarray = np.asarray(mask.any(axis=axis))
     box = tuple(
         slice(max(0, int(p[0]) - 2), int(p[-1]) + 3) for p in (np.flatnonzero(flat.any(1)), np.flatnonzero(flat.any(0)))
     )

@@ -87,7 +87,7 @@ def image(data: np.ndarray, affine: np.ndarray, kind: Any = np.float32) -> Any:
     """A NIfTI image in mm whose sform and qform say scanner space."""
     import nibabel
 
-    made: Any = nibabel.Nifti1Image(data.astype(kind), affine)  # type: ignore[attr-defined, no-untyped-call]
+    made: Any = nibabel.Nifti1Image(data.astype(kind), affine)
     made.set_sform(affine, code="scanner")
     made.set_qform(affine, code="scanner")
     made.header.set_xyzt_units("mm")
