@@ -1,0 +1,1 @@
+"""MRI on flowplat: blind harmonization, NIfTI in and NIfTI out."""

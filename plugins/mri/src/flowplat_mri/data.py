@@ -1,0 +1,238 @@
+"""The target's volumes as slices: simulated ones, and a user's."""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from flowcore.data import Batch
+from flowcore.errors import UsageError
+from flowcore.plugin.contracts import Leaf, Spec
+from flowplat_mri import simulate, slices, target, views
+from flowplat_mri.blocks import Blocks
+from flowplat_mri.scaling import Scale, robust
+from flowplat_mri.slices import Slices
+from flowplat_mri.target import Target
+from flowplat_mri.views import View
+
+AXES = {"sagittal": (0,), "coronal": (1,), "axial": (2,), "all": (0, 1, 2)}
+TINY, SHOWN = 2, 16
+
+
+class SetConfig(BaseModel):
+    """What every data set of volumes can be asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    view: View = Field(
+        "contrast", description="what the network is told of a volume: as other scanners show it, its edges, or none"
+    )
+    planes: Literal["axial", "coronal", "sagittal", "all"] = Field("axial", description="the slices that are learnt")
+    neighbours: int = Field(1, ge=0, le=4, description="slices on either side whose view the network is told too")
+    block: int = Field(0, ge=0, description="edge in voxels of the blocks of a 3D network; 0 for slices")
+    guises: int = Field(4, ge=1, description="views that are made of every training volume")
+    mirror: bool = Field(True, description="half of the training slices are mirrored, left to right")
+    seed: int = Field(0, ge=0, description="of the views, and of simulated subjects")
+
+
+class SimulatedConfig(SetConfig):
+    """Simulated subjects on the simulated target scanner."""
+
+    resolution: float = Field(3.0, ge=1.0, le=6.0, description="edge of a voxel in mm")
+    subjects: int = Field(20, ge=1, description="subjects that are trained on")
+    held: int = Field(3, ge=1, description="subjects that are held out")
+
+
+@dataclass(frozen=True)
+class MRISpec(Spec):
+    """Slices (1, H, W) or blocks (1, D, H, W) of mean 0 and standard deviation 1 within the brain. ``view`` is the
+    channel of the condition that shows the slice itself, None where there is none."""
+
+    view: int | None = None
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A volume on the common scale, zero outside of its mask."""
+
+    x: np.ndarray
+    mask: np.ndarray
+    scale: Scale
+    name: str
+
+
+class VolumeSet:
+    """What the data sets share; each says only where its scans are. Satisfies
+    ``flowcore.plugin.contracts.Portable``."""
+
+    def __init__(self, config: Any, facts: Any = None) -> None:
+        self.config = config
+        self._facts = facts
+
+    @abstractmethod
+    def read(self) -> tuple[list[Scan], list[Scan], tuple[float, float, float]]:
+        """Training scans, held-out ones, and the edges of a voxel in mm."""
+
+    @cached_property
+    def scans(self) -> tuple[list[Scan], list[Scan], tuple[float, float, float]]:
+        """What is trained on, what is held out, and the edges of a voxel in mm."""
+        return self.read()
+
+    @cached_property
+    def target(self) -> Target:
+        """What is known of the target scanner; see ``Target``."""
+        if self._facts:
+            return target.of_facts(self._facts["target"])
+        train, _, voxel = self.scans
+        return target.of_volumes([s.x for s in train], [s.mask for s in train], [s.scale for s in train], voxel)
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """The frame in voxels that holds every brain; a cube where slices are cut across all axes."""
+        if self._facts:
+            x, y, z = self._facts["shape"]
+            return x, y, z
+        sizes = np.array([slices.frame(s.mask)[1] for part in self.scans[:2] for s in part]).max(0)
+        x, y, z = (int(n) for n in (np.full(3, sizes.max()) if self.config.planes == "all" else sizes))
+        return x, y, z
+
+    def facts(self) -> dict[str, Any]:
+        """See ``Portable.facts``."""
+        return {"target": self.target.facts(), "shape": list(self.shape)}
+
+    def spec(self) -> MRISpec:
+        """See ``Data.spec``."""
+        config, n = self.config, 0 if self.config.block else self.config.neighbours
+        axis = AXES[config.planes][0]
+        size = (config.block,) * 3 if config.block else tuple(s for k, s in enumerate(self.shape) if k != axis)
+        count = slices.channels(n, config.view)
+        return MRISpec(Leaf((1, *size)), Leaf((count, *size)), null=0.0, view=n if config.view == "contrast" else None)
+
+    def train(self) -> Slices | Blocks:
+        """See ``Data.train``."""
+        return self._source(self.scans[0], self.config.guises, self.config.mirror, self.config.seed)
+
+    def val(self) -> Slices | Blocks:
+        """See ``Data.val``: held-out volumes, each in one other guise."""
+        return self._source(self.scans[1], 1, False, self.config.seed + 1)
+
+    def _source(self, scans: Sequence[Scan], guises: int, mirror: bool, seed: int) -> Slices | Blocks:
+        config, about, told = self.config, self.target, self.config.view
+        frames = [slices.frame(s.mask, self.shape)[0] for s in scans]
+
+        def made(number: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, tuple[np.ndarray, ...]]:
+            one, begin = scans[number], frames[number]
+            x, mask = slices.framed(one.x, begin, self.shape), slices.framed(one.mask, begin, self.shape)
+            shown = [
+                views.of_target(x, mask, about, told, np.random.default_rng([seed, number, guise]))
+                for guise in range(guises if told != "none" else 0)
+            ]
+            return views.standard(x, mask, about), shown, mask, slices.coordinates(mask)
+
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # scipy works without the interpreter's lock
+            x, seen, masks, places = zip(*pool.map(made, range(len(scans))), strict=True)
+        shown = None if told == "none" else torch.from_numpy(np.stack([np.stack(v) for v in seen])).half()
+        lines = [torch.from_numpy(np.stack([p[axis] for p in places])) for axis in range(3)]
+        parts = (torch.from_numpy(np.stack(x)).half(), shown, torch.from_numpy(np.stack(masks)), lines)
+        if config.block:
+            return Blocks(*parts, config.block, mirror)
+        return Slices(*parts, AXES[config.planes], config.neighbours, mirror)
+
+    def tiny(self) -> "VolumeSet":
+        """Two of the scans in one guise."""
+        train, held, voxel = self.scans
+        given = Given(self.config.model_copy(update={"guises": 1}), train[:TINY], held[:1], voxel)
+        given.target, given.shape = self.target, self.shape
+        return given
+
+    def fingerprint(self) -> str:
+        """sha256 of the scans on the common scale, to five digits, and of the voxels."""
+        train, held, voxel = self.scans
+        digest = hashlib.sha256(f"{voxel} {len(train)}".encode())
+        for one in (*train, *held):
+            digest.update(np.packbits(one.mask).tobytes())
+            digest.update(np.round(one.x[one.mask] * 1e4).astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    def condition(self, count: int, wanted: str | None) -> Tensor:
+        """Views of held-out slices, from the middle of the brain; where there are none, what tells nothing."""
+        if wanted is not None:
+            raise UsageError("a slice cannot be asked for in words; `platform apply mri harmonize` takes a volume")
+        if self._facts:
+            return torch.zeros(count, *self.spec().condition.shape)  # type: ignore[union-attr]
+        held = self.val()
+        middle = np.linspace(0.25, 0.75, count) * (len(held) - 1)
+        return held.batch(torch.from_numpy(middle.round().astype(np.int64)), torch.Generator().manual_seed(0)).condition
+
+    def write(self, samples: Batch, folder: Path) -> None:
+        """``slices.npz``: ``x`` (n, 1, H, W), float32, of mean 0 and standard deviation 1 within the brain."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(folder / "slices.npz", x=samples.x1.cpu().numpy().astype(np.float32))
+
+    def read_back(self, folder: Path) -> Batch:
+        """See ``Checkable.read_back``."""
+        with np.load(folder / "slices.npz", allow_pickle=False) as held:
+            return Batch(torch.from_numpy(held["x"].astype(np.float32)))
+
+    def show(self, samples: Batch) -> bytes:
+        """Slices, each below the view it was drawn for."""
+        from flowplat_mri.drawing import sheet
+
+        told, spec = samples.condition, self.spec()
+        view = None if told is None or spec.view is None else told[:SHOWN, spec.view]
+        x = samples.x1[:SHOWN, 0]
+        if x.ndim == 4:  # blocks: their middle
+            x, view = x[:, x.shape[1] // 2], None if view is None else view[:, view.shape[1] // 2]
+        return sheet(x.cpu().numpy(), None if view is None else view.cpu().numpy())
+
+
+class Given(VolumeSet):
+    """Scans that are in memory already."""
+
+    def __init__(self, config: Any, train: list[Scan], held: list[Scan], voxel: tuple[float, float, float]) -> None:
+        super().__init__(config)
+        self._given = train, held, voxel
+
+    def read(self) -> tuple[list[Scan], list[Scan], tuple[float, float, float]]:
+        """What was given."""
+        return self._given
+
+
+def simulated(subjects: Sequence[int], scanner: str, resolution: float, visit: int = 0) -> list[Scan]:
+    """Scans of simulated subjects by their numbers, on the common scale."""
+
+    def made(number: int) -> Scan:
+        tissues = simulate.subject(number, resolution)
+        x = simulate.scan(tissues, scanner, number * 101 + visit)
+        scale = robust(x, tissues.mask)
+        return Scan(np.where(tissues.mask, scale.apply(x), np.float32(0)), tissues.mask, scale, f"sim-{number:03d}")
+
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        return list(pool.map(made, subjects))
+
+
+class Simulated(VolumeSet):
+    """See ``simulate``. Subjects are numbered on from 1000 times the seed."""
+
+    config: SimulatedConfig
+
+    @property
+    def numbers(self) -> range:
+        """The subjects, those that are held out last."""
+        first = 1000 * self.config.seed
+        return range(first, first + self.config.subjects + self.config.held)
+
+    def read(self) -> tuple[list[Scan], list[Scan], tuple[float, float, float]]:
+        """Simulated subjects on the target scanner."""
+        config = self.config
+        scans = simulated(self.numbers, "target", config.resolution)
+        return scans[: config.subjects], scans[config.subjects :], (config.resolution,) * 3
