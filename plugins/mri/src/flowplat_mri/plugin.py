@@ -72,6 +72,10 @@ def register_tasks(register: Register) -> None:
         "simulate", "flowplat_mri.simulating:simulated", model=False,
         summary="simulated subjects on several scanners, as a BIDS root with the truth",
     )  # fmt: skip
+    register(
+        "combat", "flowplat_mri.combat:combat", model=False,
+        summary="ComBat: scanners' shift and scale taken out of a table of regions",
+    )  # fmt: skip
 
 
 @hookimpl
