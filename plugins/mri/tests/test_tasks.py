@@ -222,3 +222,14 @@ def test_simulated_scans_are_what_evaluate_measures(model, tmp_path):
         evaluating.evaluate(model, [out], None)
     with pytest.raises(UsageError, match="no scanner 'S9'; there are target"):
         simulating.simulated(None, [], out, scanners=("S9",))
+
+
+def test_a_mask_that_comes_later_is_no_reason_to_skip(model, brain, save, tmp_path):
+    path, out = save("in.nii.gz", brain("S1", 3)), tmp_path / "out"
+    mask = save("mask.nii.gz", brain("S1", 3))
+    tasks.harmonize(model, [path], out, **QUICK)
+    with pytest.raises(InputError, match=r"was made with mask=derived and not ../mask.nii.gz"):
+        tasks.harmonize(model, [path], out, **QUICK, mask=str(mask))
+    assert tasks.harmonize(model, [path], out, **QUICK, force=True)["skipped"] == 1  # it would change nothing
+    assert tasks.harmonize(model, [path], out, **QUICK, spread=True)["done"] == 1
+    assert tasks.harmonize(model, [path], out, **QUICK, spread=True)["skipped"] == 1

@@ -2,12 +2,12 @@
 
 import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
+from tqdm import tqdm
 
 from flowcore.errors import InputError
 from flowcore.plugin.contracts import Trained
@@ -72,16 +72,14 @@ def harmonized(
     asked: Asked,
     mask: np.ndarray | None = None,
     lesion: np.ndarray | None = None,
-    tick: Callable[[int], Any] = lambda done: None,
 ) -> Made:
     """``volume`` as if taken on the target scanner; ``mask`` and ``lesion`` (X, Y, Z) are in the order of its file.
 
     The change is computed on the model's view, brought back and added, so that nothing of the source is blurred and a
     change of nothing gives the same voxels. Within ``lesion``, if it is protected, the change is histogram matching's.
-    ``tick`` is told of network calls. Raises ``InputError`` naming the volume, also where its contrast is not the
-    model's and ``asked.force`` is not set.
+    Raises ``InputError`` naming the volume, also where its contrast is not the model's and ``asked.force`` is not set.
     """
-    from flowplat_mri.harmonise import harmonize
+    from flowplat_mri import harmonise
 
     begun, target = time.perf_counter(), target_of(trained)
     seen = prepared(volume, mask, target.voxel)
@@ -90,11 +88,14 @@ def harmonized(
             f"{volume.name} looks inverted against the model's {target.contrast}, correlating {like:.2f} with its"
             " mean; force=true harmonizes it all the same"
         )
-    made = harmonize(
-        trained, seen.x, seen.mask,
-        mode=asked.mode, samples=asked.samples, steps=asked.steps, seed=asked.seed, axis=PLANES[asked.plane],
-        weight=asked.weight, tick=tick,
-    )  # fmt: skip
+    how: dict[str, Any] = {
+        "mode": asked.mode, "samples": asked.samples, "steps": asked.steps, "axis": PLANES[asked.plane],
+    }  # fmt: skip
+    calls = harmonise.calls(trained, seen.mask, **how)
+    with tqdm(total=calls, desc=volume.name[-30:], unit="call", leave=False, disable=None) as bar:
+        made = harmonise.harmonize(
+            trained, seen.x, seen.mask, **how, seed=asked.seed, weight=asked.weight, tick=bar.update
+        )
     if not np.isfinite(made.volume[seen.mask]).all():
         raise InputError(f"{volume.name}: the model's result is not finite; look at its intensities")
     after = np.where(seen.mask, made.volume, 0).astype(np.float32)

@@ -38,10 +38,12 @@ def carry_out(
     is done where a finished one was made otherwise than asked and ``overwrite`` is not set, and if all fail; and
     ``MachineError`` where the disk refuses.
     """
-    mark = {"Model": identity(trained), "Parameters": asdict(asked)}
-    finished = (
-        {} if overwrite else {job.place: found for job in work if (found := _finished(out, job, mark)) is not None}
-    )
+    told = {key: value for key, value in asdict(asked).items() if key != "force"}  # which changes no result
+    model = identity(trained)
+    marks = {job.place: _mark(model, told, job, out, spread) for job in work}
+    finished: dict[Path, Record] = {}
+    if not overwrite:
+        finished = {job.place: one for job in work if (one := _finished(out, job, marks[job.place])) is not None}
     records: list[Record] = []
     failed: dict[str, str] = {}
     for job in tqdm([*work], desc="harmonize", unit="volume", disable=None):
@@ -49,7 +51,7 @@ def carry_out(
             records.append(finished[job.place] | {"status": "skipped"})
             continue
         try:
-            records.append(_one(trained, job, out, asked, mark, spread) | {"status": "done"})
+            records.append(_one(trained, job, out, asked, marks[job.place]) | {"status": "done"})
         except MachineError:
             raise
         except Exception as error:  # of any kind, and no reason to leave the others undone
@@ -62,6 +64,18 @@ def carry_out(
     return records, failed
 
 
+def _mark(model: str, parameters: Record, job: Job, out: Path, spread: bool) -> Record:
+    """What decides the result of a volume, besides its file, as its sidecar says it."""
+    folder = (out / job.place).parent
+    return {
+        "Model": model,
+        "Parameters": parameters,
+        "Mask": DERIVED if job.mask is None else relative(job.mask, folder),
+        "Lesion": None if job.lesion is None else relative(job.lesion, folder),
+        "Spread": spread,
+    }
+
+
 def _finished(out: Path, job: Job, mark: Mapping[str, Any]) -> Record | None:
     place = out / job.place
     note = writing.sidecar(place)
@@ -70,14 +84,14 @@ def _finished(out: Path, job: Job, mark: Mapping[str, Any]) -> Record | None:
     record = read_note(note)
     if job.path.exists() and record.get("SourceSha256") != files.sha256(job.path):
         raise InputError(f"{place} was made of another {job.path}; overwrite=true makes it anew, or name another place")
-    asked = {"Model": record.get("Model"), **(record.get("Parameters") or {})}
-    for key, value in {"Model": mark["Model"], **mark["Parameters"]}.items():
-        if asked.get(key) != value:
+    before = {**record, **record.get("Parameters", {})}
+    for key, value in {**mark, **mark["Parameters"]}.items():
+        if key not in ("Parameters", "Spread") and before.get(key) != value:
             raise InputError(
-                f"{place} was made with {key.lower()}={asked.get(key)} and not {value}; overwrite=true makes it anew,"
+                f"{place} was made with {key.lower()}={before.get(key)} and not {value}; overwrite=true makes it anew,"
                 " or name another place"
             )
-    return record
+    return record if before.get("Spread") or not mark["Spread"] else None
 
 
 def read_note(path: Path) -> Record:
@@ -90,7 +104,7 @@ def read_note(path: Path) -> Record:
     return dict(found)
 
 
-def _one(trained: Trained, job: Job, out: Path, asked: Asked, mark: Mapping[str, Any], spread: bool) -> Record:
+def _one(trained: Trained, job: Job, out: Path, asked: Asked, mark: Record) -> Record:
     """Read, harmonize, write; the record, which is also the sidecar."""
     volume = reading.read(job.path)
     mask = None if job.mask is None else reading.read_mask(job.mask, volume)
@@ -98,7 +112,7 @@ def _one(trained: Trained, job: Job, out: Path, asked: Asked, mark: Mapping[str,
     made = harmonized(trained, volume, asked, mask, lesion)
     place = out / job.place
     writing.save(place, writing.like(volume.image, made.data))
-    if spread and made.spread is not None:
+    if mark["Spread"] and made.spread is not None:
         writing.save(spread_of(place), writing.like(volume.image, made.spread))
     record: Record = {
         "Description": "harmonized to the target scanner of the model; for research, not for diagnosis",
@@ -107,8 +121,6 @@ def _one(trained: Trained, job: Job, out: Path, asked: Asked, mark: Mapping[str,
         "SourceSha256": files.sha256(job.path),
         "Subject": job.subject,
         **mark,
-        "Mask": DERIVED if job.mask is None else relative(job.mask, place.parent),
-        "LesionMask": lesion is not None,
         "Scaling": {key: made.told[key] for key in ("source_scale", "target_scale", "voxel", "model_voxel")},
         "Metrics": {key: round(float(value), 5) for key, value in made.look.figures.items()},
         "Flags": made.look.flags,
