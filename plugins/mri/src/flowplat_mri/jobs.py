@@ -36,13 +36,13 @@ class Job:
 def jobs(
     inputs: Sequence[Path],
     contrast: str = "T1w",
-    match: str = "*",
+    match: str = "",
     mask: Path | None = None,
     lesion: Path | None = None,
 ) -> list[Job]:
     """The volumes of all inputs, in order, each once.
 
-    ``contrast`` is the suffix that counts in a BIDS root; ``match`` a pattern of names that counts in other folders,
+    ``contrast`` is the suffix that counts in a BIDS root; ``match`` what names have in them that count in other folders,
     where masks, lesions and labels are left out. ``mask`` and ``lesion`` are a file, for one volume, or folders with
     files of the same names. Raises ``InputError`` naming what is missing or holds nothing.
     """
@@ -84,14 +84,16 @@ def _of_folder(folder: Path, match: str) -> list[Job]:
     there = [p for p in reading.volumes_in(folder, match) if not NOT_SCANS.search(p.name)]
     if not there:
         kinds = ", ".join(reading.ENDINGS)
-        raise InputError(f"{folder} holds no volume ({kinds}) that fits {match!r}; masks and labels do not count")
+        raise InputError(
+            f"{folder} holds no volume ({kinds}) that has {match!r} in its name; masks and labels do not count"
+        )
     return [_plain(path, path.relative_to(folder)) for path in there]
 
 
 def _of_bids(root: Path, contrast: str) -> list[Job]:
     """``sub-*/[ses-*/]anat/*_T1w.nii[.gz]``; the place has ``desc-harmonized`` before the suffix."""
     made = []
-    for path in reading.volumes_in(root, f"*_{contrast}.nii*"):
+    for path in reading.volumes_in(root, f"_{contrast}.nii"):
         place = path.relative_to(root)
         if place.parts[0].startswith("sub-") and place.parent.name == "anat" and BIDS_NAME.match(path.name):
             name = re.sub(rf"(_desc-[A-Za-z0-9]+)?_{contrast}\.", f"_desc-harmonized_{contrast}.", path.name)

@@ -36,7 +36,7 @@ class Pair:
     note: Mapping[str, object] | None = None
 
 
-def pairs(place: Path, match: str = "*") -> list[Pair]:
+def pairs(place: Path, match: str = "") -> list[Pair]:
     """What a folder that ``harmonize`` wrote, or a CSV list (subject, path, harmonized, mask), pairs up. Raises
     ``InputError``."""
     if place.is_dir():

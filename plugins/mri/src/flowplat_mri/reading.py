@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def read_mask(path: Path, like: Volume) -> np.ndarray:
     return mask.data > 0
 
 
-def volumes_in(folder: Path, match: str = "*") -> Sequence[Path]:
-    """The volumes below a folder whose names fit ``match``, in order of their names."""
-    return sorted(p for p in folder.rglob(match) if p.is_file() and ending(p) and not p.name.startswith("."))
+def volumes_in(folder: Path, match: str = "") -> Sequence[Path]:
+    """The volumes below a folder that have ``match`` in their names (* and ? stand for anything), in order of names."""
+    there = (p for p in folder.rglob("*") if ending(p) and fnmatchcase(p.name, f"*{match}*"))
+    return sorted(p for p in there if p.is_file() and not p.name.startswith("."))

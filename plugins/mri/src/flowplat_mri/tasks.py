@@ -29,7 +29,9 @@ Weight = Annotated[
     float | None,
     Field(ge=0, le=1, description="share of the learned prior beside histogram matching; null: as training told"),
 ]
-Match = Annotated[str, Field(description="in a folder that is no BIDS root, the names that count, such as *T1w*")]
+Match = Annotated[
+    str, Field(description="in a folder that is no BIDS root, what the names have in them that count, such as T1w")
+]
 MaskPath = Annotated[str, Field(description="brain mask, or a folder of masks named like the volumes; empty: found")]
 LesionPath = Annotated[str, Field(description="lesion mask, or a folder of them; what lies within is protected")]
 Seed = Annotated[int, Field(ge=0, description="the source of every draw")]
@@ -51,7 +53,7 @@ def harmonize(
     background: Annotated[
         Literal["zero", "keep"], Field(description="what is written outside of the mask: 0, or what was there")
     ] = "zero",
-    match: Match = "*",
+    match: Match = "",
     mask: MaskPath = "",
     lesion: LesionPath = "",
     protect: Annotated[bool, Field(description="false: lesion masks are only reported on")] = True,
@@ -122,7 +124,7 @@ def qc(
     trained: Trained,
     inputs: Sequence[Any],
     out: Path | None,
-    match: Match = "*",
+    match: Match = "",
 ) -> Any:
     """The quality page of volumes that are harmonized already, by this plugin or by any other tool.
 
