@@ -42,7 +42,7 @@ def jobs(
 ) -> list[Job]:
     """The volumes of all inputs, in order, each once.
 
-    ``contrast`` is the suffix that counts in a BIDS root; ``match`` what names have in them that count in other folders,
+    ``contrast`` is the suffix that counts in a BIDS root; ``match`` what names have in them that count in others,
     where masks, lesions and labels are left out. ``mask`` and ``lesion`` are a file, for one volume, or folders with
     files of the same names. Raises ``InputError`` naming what is missing or holds nothing.
     """
@@ -83,10 +83,8 @@ def _plain(path: Path, place: Path, subject: str = "", mask: Path | None = None,
 def _of_folder(folder: Path, match: str) -> list[Job]:
     there = [p for p in reading.volumes_in(folder, match) if not NOT_SCANS.search(p.name)]
     if not there:
-        kinds = ", ".join(reading.ENDINGS)
-        raise InputError(
-            f"{folder} holds no volume ({kinds}) that has {match!r} in its name; masks and labels do not count"
-        )
+        kinds, named = ", ".join(reading.ENDINGS), f" with {match} in its name" if match else ""
+        raise InputError(f"{folder} holds no volume{named} ({kinds}); masks and labels do not count")
     return [_plain(path, path.relative_to(folder)) for path in there]
 
 
