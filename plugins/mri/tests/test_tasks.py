@@ -9,8 +9,6 @@ import pytest
 from flowcore.errors import InputError, UsageError
 from flowplat_mri import evaluating, harmonise, simulating, tasks
 
-QUICK = {"samples": 0}  # one call of the network a slice
-
 
 @pytest.fixture
 def tree(brain, save, tmp_path):
@@ -27,7 +25,7 @@ def files_of(folder):
 
 def test_a_bids_root_becomes_a_tree_of_derivatives(model, tree, tmp_path):
     out = tmp_path / "out"
-    found = tasks.harmonize(model, [tree], out, **QUICK)
+    found = tasks.harmonize(model, [tree], out)
     assert (found["done"], found["skipped"], found["failed"]) == (2, 0, {})
     assert files_of(out) == [
         "dataset_description.json",
@@ -62,25 +60,25 @@ def test_a_bids_root_becomes_a_tree_of_derivatives(model, tree, tmp_path):
 
 def test_what_is_done_is_not_done_again(model, tree, tmp_path):
     out, other = tmp_path / "out", tmp_path / "other"
-    tasks.harmonize(model, [tree], out, **QUICK)
+    tasks.harmonize(model, [tree], out)
     first = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    again = tasks.harmonize(model, [tree], out, **QUICK)
+    again = tasks.harmonize(model, [tree], out)
     assert (again["done"], again["skipped"]) == (0, 2)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == first
     (out / "sub-01/anat/sub-01_desc-harmonized_T1w.json").unlink()  # killed before it was whole
-    assert tasks.harmonize(model, [tree], out, **QUICK)["done"] == 1
-    tasks.harmonize(model, [tree], other, **QUICK)
+    assert tasks.harmonize(model, [tree], out)["done"] == 1
+    tasks.harmonize(model, [tree], other)
     for name in files_of(out):
         if name.endswith((".nii.gz", ".json")):
             assert (out / name).read_bytes() == (other / name).read_bytes(), name
     with pytest.raises(InputError, match=r"sub-01_desc-harmonized_T1w.nii.gz was made with seed=0 and not 1"):
-        tasks.harmonize(model, [tree], out, **QUICK, seed=1)
-    assert tasks.harmonize(model, [tree], out, **QUICK, range="target", overwrite=True)["done"] == 2
+        tasks.harmonize(model, [tree], out, seed=1)
+    assert tasks.harmonize(model, [tree], out, range="target", overwrite=True)["done"] == 2
     (tree / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(
         (tree / "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz").read_bytes()
     )
     with pytest.raises(InputError, match=r"was made of another .*sub-01_T1w.nii.gz"):
-        tasks.harmonize(model, [tree], out, **QUICK)
+        tasks.harmonize(model, [tree], out)
 
 
 def test_one_bad_file_does_not_stop_the_others(model, brain, save, tmp_path):
@@ -89,7 +87,7 @@ def test_one_bad_file_does_not_stop_the_others(model, brain, save, tmp_path):
     torn = save("in/c.nii.gz", brain("S1"))
     torn.write_bytes(torn.read_bytes()[:2000])
     save("in/d.mgz", nibabel.MGHImage(np.asarray(brain("S5").dataobj), brain("S5").affine))
-    found = tasks.harmonize(model, [tmp_path / "in"], tmp_path / "out", **QUICK)
+    found = tasks.harmonize(model, [tmp_path / "in"], tmp_path / "out")
     assert found["done"] == 2
     assert [path.rpartition("/")[2] for path in found["failed"]] == ["b.nii.gz", "c.nii.gz"]
     (inverted, unreadable) = found["failed"].values()
@@ -101,12 +99,12 @@ def test_one_bad_file_does_not_stop_the_others(model, brain, save, tmp_path):
     }  # fmt: skip
     assert "cannot be read" in rows["c.nii.gz"]["error"]
     assert "cannot be read" in (tmp_path / "out/quality.html").read_text()
-    forced = tasks.harmonize(model, [tmp_path / "in/b.nii.gz"], tmp_path / "forced.nii.gz", **QUICK, force=True)
+    forced = tasks.harmonize(model, [tmp_path / "in/b.nii.gz"], tmp_path / "forced.nii.gz", force=True)
     assert "contrast looks inverted" in forced["flags"][0]
     with pytest.raises(InputError, match=r"none of 2 volumes could be harmonized; the first: .*b.nii.gz looks"):
-        tasks.harmonize(model, [tmp_path / "in/b.nii.gz", torn], tmp_path / "none", **QUICK)
+        tasks.harmonize(model, [tmp_path / "in/b.nii.gz", torn], tmp_path / "none")
     with pytest.raises(InputError, match=r"c.nii.gz cannot be read"):
-        tasks.harmonize(model, [torn], tmp_path / "none", **QUICK)
+        tasks.harmonize(model, [torn], tmp_path / "none")
 
 
 @pytest.mark.parametrize("voxel", [6.0, 4.0])
@@ -151,13 +149,13 @@ def test_a_mask_that_is_given_is_the_mask(model, brain, save, tmp_path):
     half[: half.shape[0] // 2] = False
     mask = save("mask.nii.gz", nibabel.Nifti1Image(half.astype(np.uint8), image.affine))
     path = save("in.nii.gz", image)
-    tasks.harmonize(model, [path], tmp_path / "out.nii.gz", **QUICK, mask=str(mask), background="keep")
+    tasks.harmonize(model, [path], tmp_path / "out.nii.gz", mask=str(mask), background="keep")
     before, after = (np.asarray(nibabel.load(p).dataobj) for p in (path, tmp_path / "out.nii.gz"))
     np.testing.assert_array_equal(before[~half], after[~half])
     assert (before[half] != after[half]).mean() > 0.99
     small = save("small.nii.gz", nibabel.Nifti1Image(half[1:].astype(np.uint8), image.affine))
     with pytest.raises(InputError, match=r"small.nii.gz is of shape .*, and .*in.nii.gz of"):
-        tasks.harmonize(model, [path], tmp_path / "no.nii.gz", **QUICK, mask=str(small))
+        tasks.harmonize(model, [path], tmp_path / "no.nii.gz", mask=str(small))
 
 
 def test_where_it_goes_is_settled_before_anything_is_done(model, brain, save, tmp_path):
@@ -175,10 +173,10 @@ def test_where_it_goes_is_settled_before_anything_is_done(model, brain, save, tm
 
 
 def test_from_python_an_image_in_is_an_image_out(model, brain):
-    (image,) = tasks.harmonize(model, [brain("S5")], None, **QUICK)
+    (image,) = tasks.harmonize(model, [brain("S5")], None)
     assert image.get_data_dtype() == np.float32
     assert image.affine.tobytes() == brain("S5").affine.tobytes()
-    (again,) = tasks.harmonize(model, [brain("S5")], None, **QUICK)
+    (again,) = tasks.harmonize(model, [brain("S5")], None)
     np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(again.dataobj))
 
 
@@ -208,14 +206,14 @@ def test_simulated_scans_are_what_evaluate_measures(model, tmp_path):
         f"sub-01/ses-{s}/anat/sub-01_ses-{s}_{c}.nii.gz"
         for s, c in (("S3", "T1w"), ("T2w", "T2w"), ("gamma07", "T1w"), ("target", "T1w"))
     ]
-    means = evaluating.evaluate(model, [out / "pairs.csv"], None, **QUICK, weight=0.0)
+    means = evaluating.evaluate(model, [out / "pairs.csv"], None, weight=0.0)
     assert set(means) == {"sub-01_ses-S3", "sub-01_ses-gamma07", "sub-01_ses-T2w"}
     for ways in means.values():  # a prior of no weight is histogram matching
         assert ways["harmonized"]["psnr"] == pytest.approx(ways["matched"]["psnr"], abs=1e-2)
         assert 0 < ways["matched"]["dice_gm"] <= 1
     gamma = means["sub-01_ses-gamma07"]
     assert gamma["matched"]["psnr"] > gamma["unchanged"]["psnr"] + 0.5
-    found = evaluating.evaluate(model, [out / "pairs.csv"], tmp_path / "table.csv", **QUICK)
+    found = evaluating.evaluate(model, [out / "pairs.csv"], tmp_path / "table.csv")
     assert set(found["psnr_above_histogram_matching"]) == set(means)
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + 3 * 4
     with pytest.raises(InputError, match=r"sim is no CSV list"):
@@ -227,9 +225,13 @@ def test_simulated_scans_are_what_evaluate_measures(model, tmp_path):
 def test_a_mask_that_comes_later_is_no_reason_to_skip(model, brain, save, tmp_path):
     path, out = save("in.nii.gz", brain("S1", 3)), tmp_path / "out"
     mask = save("mask.nii.gz", brain("S1", 3))
-    tasks.harmonize(model, [path], out, **QUICK)
+    tasks.harmonize(model, [path], out)
     with pytest.raises(InputError, match=r"was made with mask=derived and not ../mask.nii.gz"):
-        tasks.harmonize(model, [path], out, **QUICK, mask=str(mask))
-    assert tasks.harmonize(model, [path], out, **QUICK, force=True)["skipped"] == 1  # it would change nothing
-    assert tasks.harmonize(model, [path], out, **QUICK, spread=True)["done"] == 1
-    assert tasks.harmonize(model, [path], out, **QUICK, spread=True)["skipped"] == 1
+        tasks.harmonize(model, [path], out, mask=str(mask))
+    assert tasks.harmonize(model, [path], out, force=True)["skipped"] == 1  # it would change nothing
+    with pytest.raises(UsageError, match="spread is how much draws differ: set samples=2"):
+        tasks.harmonize(model, [path], out, spread=True)
+    more = {"samples": 2, "steps": 1, "overwrite": True}
+    assert tasks.harmonize(model, [path], out, **more)["done"] == 1
+    assert tasks.harmonize(model, [path], out, **more | {"overwrite": False}, spread=True)["done"] == 1
+    assert tasks.harmonize(model, [path], out, **more | {"overwrite": False}, spread=True)["skipped"] == 1

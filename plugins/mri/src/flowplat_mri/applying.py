@@ -26,7 +26,7 @@ class Asked:
 
     mode: Literal["auto", "2d", "2.5d", "3d"] = "auto"
     plane: Literal["trained", "axial", "coronal", "sagittal"] = "trained"
-    samples: int = 4
+    samples: int = 0
     steps: int = 8
     weight: float | None = None
     range: Literal["target", "source"] = "target"

@@ -40,7 +40,7 @@ def evaluate(
     out: Path | None,
     mode: Mode = "auto",
     plane: Plane = "trained",
-    samples: Samples = 4,
+    samples: Samples = 0,
     steps: Steps = 8,
     weight: Weight = None,
     seed: Seed = 0,

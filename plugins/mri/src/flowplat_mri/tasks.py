@@ -22,7 +22,7 @@ Plane = Annotated[
 ]
 Samples = Annotated[
     int,
-    Field(ge=0, le=64, description="draws that are averaged; 0 is the mean in one call of the network, the fastest"),
+    Field(ge=0, le=64, description="draws that are averaged; 0 is the mean of all, in one call of the network"),
 ]
 Steps = Annotated[int, Field(ge=1, le=1000, description="steps of each draw")]
 Weight = Annotated[
@@ -43,7 +43,7 @@ def harmonize(
     out: Path | None,
     mode: Mode = "auto",
     plane: Plane = "trained",
-    samples: Samples = 4,
+    samples: Samples = 0,
     steps: Steps = 8,
     weight: Weight = None,
     range: Annotated[
@@ -71,6 +71,8 @@ def harmonize(
     sidecar for each volume, ``summary.csv`` and ``quality.html``. Called again, it goes on with what is missing. From
     Python inputs may be nibabel images, and without ``out`` images are returned.
     """
+    if spread and samples < 2:
+        raise UsageError("spread is how much draws differ: set samples=2 or more")
     asked = Asked(mode, plane, samples, steps, weight, range, background, protect, force, seed)
     target = target_of(trained)
     if out is None:
