@@ -20,7 +20,7 @@ from flowcore.plugin.contracts import Leaf, Objective, Parts, Sampler, Spec
 from flowcore.state import State
 
 BOUND = 5.0  # beyond it splines are the identity
-LEAST = 1e-3  # slope of a spline
+LEAST = 1e-2  # slope of a spline; less, and single precision does not come back to within 1e-4
 
 Bits = Annotated[
     int, Field(ge=4, le=16, description="2^bits levels of intensity, between which data are spread evenly")

@@ -38,7 +38,7 @@ def looped(
     mean, sd = histogram.moments(target)
     box = slices.box(inside)
     start = np.zeros(x.shape, np.float32)
-    start[box] = onto(target.view, inside[box].shape)
+    start[box] = onto(np.nan_to_num(target.view), inside[box].shape)
     masks = slices.planes(torch.from_numpy(inside).float(), axis)[:, None]
     source, first = (
         slices.planes(torch.from_numpy(np.clip(one, 0, 1).astype(np.float32)), axis)[:, None] * masks
