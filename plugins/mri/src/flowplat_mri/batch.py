@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowcore import files
-from flowcore.errors import InputError, MachineError
+from flowcore.errors import InputError, MachineError, UsageError
 from flowcore.plugin.contracts import Trained
 from flowplat_mri import reading, writing
 from flowplat_mri.applying import Asked, harmonized, identity
@@ -52,10 +52,9 @@ def carry_out(
             continue
         try:
             records.append(_one(trained, job, out, asked, marks[job.place]) | {"status": "done"})
-        except MachineError:
-            raise
         except Exception as error:  # of any kind, and no reason to leave the others undone
-            if len(work) == 1:
+            everyones = isinstance(error, MachineError) or type(error) is UsageError  # the disk's, or the options'
+            if everyones or len(work) == 1:
                 raise
             failed[str(job.path)] = " ".join(str(error).split()) or type(error).__name__
             log.warning("%s", failed[str(job.path)])
