@@ -236,3 +236,20 @@ class Simulated(VolumeSet):
         config = self.config
         scans = simulated(self.numbers, "target", config.resolution)
         return scans[: config.subjects], scans[config.subjects :], (config.resolution,) * 3
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """A frame for brains a tenth larger than the template's, whichever subjects are drawn."""
+        if self._facts:
+            x, y, z = self._facts["shape"]
+            return x, y, z
+        mask = simulate.template(self.config.resolution)[1]
+        sides = [1.1 * (part.stop - part.start) for part in slices.box(mask)]
+        sizes = [8 * int(np.ceil((side + 2) / 8)) for side in sides]
+        x, y, z = [max(sizes)] * 3 if self.config.planes == "all" else sizes
+        return x, y, z
+
+    def tiny(self) -> "Simulated":
+        """Two of the subjects in one guise, and one that is held out."""
+        first = {"subjects": min(TINY, self.config.subjects), "held": 1, "guises": 1}
+        return Simulated(self.config.model_copy(update=first))

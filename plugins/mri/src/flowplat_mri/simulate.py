@@ -85,7 +85,7 @@ def subject(seed: int, resolution: float = 3.0) -> Tissues:
     """A subject of its own anatomy, on voxels of ``resolution`` mm: the template under a random affine I + N(0, 0.03)
     and a smooth random displacement (sigma 16 mm, standard deviation 4 mm), with a texture of 3 % (sigma 2 mm)."""
     rng = np.random.default_rng([seed, 1])
-    fractions, mask, affine = _template(float(resolution))
+    fractions, mask, affine = template(float(resolution))
     shape = mask.shape
     centre = np.array(ndimage.center_of_mass(mask))
     grid = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in shape), indexing="ij"))
@@ -153,30 +153,36 @@ def field(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.
 
 
 @lru_cache(maxsize=4)
-def _template(resolution: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def template(resolution: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fractions (3, X, Y, Z) of CSF, GM, WM and the mask on voxels of ``resolution`` mm, and their affine.
 
     An average of many brains is blurred: the fractions are sharpened to p^2 / sum p^2.
     """
     head, grey, white = (_map(name) for name in ("t1", "gm", "wm"))
     inside = head > 0
-    grey, white = grey / 255 * inside, white / 255 * inside
-    parts = np.stack([np.where(inside, np.clip(1 - grey - white, 0, 1), 0), grey, white]).astype(np.float32)
-    if resolution != 1:
-        shape = tuple(int(n // resolution) for n in inside.shape)
-        shift = (resolution - 1) / 2
-
-        def coarse(one: np.ndarray) -> np.ndarray:
-            smooth = ndimage.uniform_filter(one, round(resolution))
-            return ndimage.affine_transform(smooth, np.full(3, resolution), shift, output_shape=shape, order=1)
-
-        parts = np.stack([coarse(one) for one in parts])
+    parts = np.stack([_coarse(np.where(inside, one, 0), resolution) for one in (255 * inside, grey, white)])
+    parts = np.stack([np.clip(parts[0] - parts[1] - parts[2], 0, None), parts[1], parts[2]]) / np.float32(255)
     total = parts.sum(0)
     mask = total > 0.5
     sharp = parts**2 / np.maximum((parts**2).sum(0), 1e-6)
     affine = np.diag([resolution, resolution, resolution, 1.0])
     affine[:3, 3] = np.array(ORIGIN) + (resolution - 1) / 2
     return sharp * np.minimum(total, 1), mask, affine
+
+
+def _coarse(one: np.ndarray, resolution: float) -> np.ndarray:
+    """Means over voxels of ``resolution`` mm of a map of 1 mm, float32; its last layers are left out where they fill no
+    voxel. Of no whole number of mm, by linear interpolation of a running mean."""
+    shape = tuple(int(n // resolution) for n in one.shape)
+    step = int(resolution)
+    if step == resolution:
+        cut = one[tuple(slice(n * step) for n in shape)]
+        for axis in range(3):
+            cut = np.add.reduceat(cut.astype(np.float32), np.arange(0, cut.shape[axis], step), axis)
+        return cut / np.float32(step**3)
+    smooth = ndimage.uniform_filter(one.astype(np.float32), round(resolution))
+    scale, shift = np.full(3, resolution), (resolution - 1) / 2
+    return np.asarray(ndimage.affine_transform(smooth, scale, shift, output_shape=shape, order=1), np.float32)
 
 
 def _map(name: str) -> np.ndarray:
@@ -192,4 +198,4 @@ def _map(name: str) -> np.ndarray:
     file /= f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
     if not file.is_file():
         raise MissingPackageError(f"this nilearn carries no {file.name}: pip install 'nilearn>=0.11'")
-    return np.asarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
+    return np.asarray(nibabel.load(file).dataobj, np.uint8)  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ class VolumesConfig(SetConfig):
     path: Annotated[list[str] | str, AfterValidator(_absolute)] = Field(
         description="the target scanner's volumes: files, folders, CSV lists (subject, path, mask), BIDS roots"
     )
-    match: str = Field("*", description="in a folder that is no BIDS root, the names that count, such as *T1w*")
+    match: str = Field("", description="in a folder that is no BIDS root, what names have in them that count: T1w")
     mask: str = Field("", description="a folder of brain masks named like the volumes; empty: found")
     contrast: str = Field("T1w", description="as BIDS calls it; in a BIDS root the suffix that counts")
     voxel: float | None = Field(
