@@ -5,7 +5,7 @@
 Each level squeezes 2x2 pixels into channels; its steps are actnorm, an invertible 1x1 convolution and a coupling, whose
 first half of the channels says by which monotone rational-quadratic splines (Durkan et al. 2019, arXiv 1906.04032;
 zuko) the other half moves. At the end of a level half of the channels are latent already (Kingma and Dhariwal 2018,
-arXiv 1807.03039). """
+arXiv 1807.03039)."""
 
 import math
 from typing import Annotated, Any
@@ -44,7 +44,7 @@ class Glow(nn.Module):
 
     Called as a network, with t, it returns the latents, whatever t and the condition are: the prior is told nothing.
     Called with x alone it returns log p(x), so that training goes through what precision and other processes wrap
-    around a network's call. """
+    around a network's call."""
 
     def __init__(self, config: GlowConfig) -> None:
         super().__init__()

@@ -54,7 +54,7 @@ def harmonize(
     across ``axis`` (the one that was trained), 2.5d averages all three axes, 3d goes through blocks. ``tick`` is told
     of network calls as they are done. A prior that is told nothing of the source (``priors``) goes through the rounds
     of ``loop``, with ``steps`` each way for a velocity, and is not weighed unless ``weight`` is given. Raises
-    ``UsageError`` for a mode the model was not trained for. """
+    ``UsageError`` for a mode the model was not trained for."""
     data = cast(VolumeSet, trained.data)
     axes = _axes(data, mode, axis)
     target, view = data.target, data.config.view

@@ -7,7 +7,7 @@ w P + (1 - w) H errs least where
 
 Both products are gathered while the prior trains, apart for each size d of the disagreement |P - H|: where the two
 agree to within the prior's own error there is nothing to be gained from it, and w falls. No scan of another scanner is
-needed. """
+needed."""
 
 import torch
 from torch import Tensor

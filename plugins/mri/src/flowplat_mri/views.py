@@ -3,7 +3,7 @@
 In training views are made of the target's own volumes, so that no other scanner's are needed: ``contrast`` is the
 volume as some scanner that nobody has seen might show it, its histogram matched back to the target's; ``edges`` is
 where it changes most, in any contrast (BlindHarmonyDiff, arXiv 2505.00133). Of a source, the view is that volume
-matched, or its edges. """
+matched, or its edges."""
 
 from typing import Literal
 
