@@ -54,9 +54,10 @@ def evaluate(
     table of means by scanner (of lists: by row); from Python it returns them.
     """
     asked = Asked(mode=mode, plane=plane, samples=samples, steps=steps, weight=weight, force=True, seed=seed)
+    named = [case for one in inputs for case in listed(Path(one))]
     if out is not None and out.suffix.lower() != ".csv":
         raise UsageError(f"{out} should end in .csv: it is one table")
-    cases = [case for one in inputs for case in listed(Path(one))] if inputs else simulated(trained, seed)
+    cases = named or simulated(trained, seed)
     found: dict[str, list[dict[str, Mapping[str, float]]]] = {}
     for case in tqdm([*cases], desc="evaluate", unit="volume", disable=None):
         found.setdefault(case.group, []).append(compared(trained, case, asked))
