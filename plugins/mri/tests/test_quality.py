@@ -28,7 +28,10 @@ def known(scans):
     """A target of four subjects, as it is read back from its facts."""
     volumes, masks = zip(*(scans("target", number) for number in range(4)), strict=True)
     found = target.of_volumes(volumes, masks, [robust(v, m) for v, m in zip(volumes, masks, strict=True)], (6, 6, 6))
-    return target.of_facts(json.loads(json.dumps(found.facts(), allow_nan=False)))
+    again = target.of_facts(json.loads(json.dumps(found.facts(), allow_nan=False)))
+    np.testing.assert_array_equal(again.quantiles, found.quantiles)  # an exported model gives the same bytes
+    np.testing.assert_array_equal(again.view, found.view)
+    return again
 
 
 def test_an_inverted_contrast_is_known_without_registration(scans, known):

@@ -41,7 +41,7 @@ def test_a_bids_root_becomes_a_tree_of_derivatives(model, tree, tmp_path):
     assert told["GeneratedBy"][0]["Name"] == "flowplat-mri"
     note = json.loads((out / "sub-01/anat/sub-01_desc-harmonized_T1w.json").read_text())
     assert note["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
-    assert note["Parameters"]["seed"] == 0
+    assert (note["Parameters"]["seed"], note["SkullStripped"]) == (0, True)
     before = nibabel.load(tree / "sub-01/anat/sub-01_T1w.nii.gz")
     after = nibabel.load(out / "sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz")
     for key in before.header:
@@ -186,6 +186,9 @@ def test_spread_and_the_page_made_again(model, brain, save, tmp_path):
     spread = np.asarray(nibabel.load(out / "a_spread.nii.gz").dataobj)
     assert spread.min() >= 0
     assert (spread[np.asarray(brain("S5").dataobj) > 0] > 0).mean() > 0.9
+    tasks.harmonize(model, [path], tmp_path / "one.nii.gz", samples=2, steps=1, spread=True, weight=1.0)
+    assert (tmp_path / "one.nii.gz").read_bytes() == (out / "a_harmonized.nii.gz").read_bytes()
+    assert (tmp_path / "one_spread.nii.gz").read_bytes() == (out / "a_spread.nii.gz").read_bytes()
     found = tasks.qc(model, [out], tmp_path / "page.html")
     assert (found["volumes"], found["failed"]) == (1, {})
     assert (tmp_path / "page.html").read_text() == (out / "quality.html").read_text()

@@ -18,7 +18,7 @@ from flowcore import files
 from flowcore.errors import InputError, MachineError, UsageError
 from flowcore.plugin.contracts import Trained
 from flowplat_mri import reading, writing
-from flowplat_mri.applying import Asked, harmonized, identity
+from flowplat_mri.applying import Asked, Made, harmonized, identity
 from flowplat_mri.jobs import Job
 from flowplat_mri.quality import Look
 
@@ -110,13 +110,14 @@ def _one(trained: Trained, job: Job, out: Path, asked: Asked, mark: Record) -> R
     lesion = None if job.lesion is None else reading.read_mask(job.lesion, volume)
     made = harmonized(trained, volume, asked, mask, lesion)
     place = out / job.place
+    writing.sidecar(place).unlink(missing_ok=True)  # of a former result, which it would vouch for
     writing.save(place, writing.like(volume.image, made.data))
     if mark["Spread"] and made.spread is not None:
         writing.save(spread_of(place), writing.like(volume.image, made.spread))
     record: Record = {
         "Description": "harmonized to the target scanner of the model; for research, not for diagnosis",
         "Sources": [source_of(job, place)],
-        "SkullStripped": True,
+        "SkullStripped": _stripped(volume, made, mask is not None and asked.background == "zero"),
         "SourceSha256": files.sha256(job.path),
         "Subject": job.subject,
         **mark,
@@ -128,9 +129,17 @@ def _one(trained: Trained, job: Job, out: Path, asked: Asked, mark: Record) -> R
     return record | {"seconds": made.told["seconds"]}
 
 
+def _stripped(volume: reading.Volume, made: Made, zeroed: bool) -> bool:
+    """Whether nothing is left of the skull: the mask is of a brain, not of a head, and so is what was written."""
+    outside = volume.data[made.seen.space.back(~made.seen.own_mask)]
+    return zeroed or len(outside) == 0 or float(np.ptp(outside)) == 0
+
+
 def spread_of(place: Path) -> Path:
     """Where the spread of a harmonized volume goes."""
-    return place.with_name(place.name.replace("harmonized", "spread"))
+    if "harmonized" in place.name:
+        return place.with_name(place.name.replace("harmonized", "spread"))
+    return place.with_name(f"{reading.stem(place)}_spread{reading.ending(place)}")
 
 
 def source_of(job: Job, place: Path) -> str:

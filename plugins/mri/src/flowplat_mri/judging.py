@@ -141,7 +141,7 @@ def _views(pair: Pair, target: Target) -> tuple[np.ndarray, np.ndarray, np.ndarr
     after = np.where(seen.own_mask, scale.apply(seen.space.forth(result.data)), np.float32(0))
     onto = seen.to_model(after)
     spread_file, spread = batch.spread_of(pair.result), None
-    if pair.note is not None and spread_file != pair.result and spread_file.exists():
+    if pair.note is not None and spread_file.exists():
         spread = seen.to_model(seen.space.forth(reading.read(spread_file).data) / np.float32(scale.width))
     return seen.x, onto, seen.mask, spread
 

@@ -75,7 +75,9 @@ def of_volumes(
     known = np.isfinite(views)
     view = np.where(known.any(0), np.where(known, views, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
     low, high = (float(np.mean([getattr(s, key) for s in scales])) for key in ("low", "high"))
-    return Target((x, y, z), low, high, quantiles.astype(np.float32), view.astype(np.float32), contrast)
+    return Target(
+        (x, y, z), low, high, quantiles.round(5).astype(np.float32), view.round(4).astype(np.float32), contrast
+    )
 
 
 def coarse(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
