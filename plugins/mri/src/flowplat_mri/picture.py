@@ -54,7 +54,8 @@ def picture(
             if column == 3:
                 axes.imshow(_edges(cut(before), cut(mask)), origin="lower", aspect=aspect)
             if column == 2 and row == 2:
-                bar = figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.9, pad=0.02)
+                place_of_bar = axes.inset_axes((0.05, -0.1, 0.9, 0.05))  # below, so that the image keeps its size
+                bar = figure.colorbar(drawn, cax=place_of_bar, orientation="horizontal")
                 bar.set_ticks([-limit, 0, limit], labels=[f"{-limit:.2f}", "0", f"{limit:.2f}"])
                 bar.ax.tick_params(colors=LIGHT, labelsize=7)
                 bar.outline.set_visible(False)
