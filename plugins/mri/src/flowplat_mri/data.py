@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from flowplat_mri.views import View
 
 AXES = {"sagittal": (0,), "coronal": (1,), "axial": (2,), "all": (0, 1, 2)}
 TINY, SHOWN = 2, 16
+STAND_IN = 900_000  # the simulated subject whose slices a run samples
 
 
 class SetConfig(BaseModel):
@@ -68,6 +69,14 @@ class Scan:
     mask: np.ndarray
     scale: Scale
     name: str
+
+
+class _Cut(NamedTuple):
+    """A framed volume on the common scale, its mask, and views of it."""
+
+    x: np.ndarray
+    mask: np.ndarray
+    views: list[np.ndarray]
 
 
 class VolumeSet:
@@ -126,23 +135,29 @@ class VolumeSet:
         return self._source(self.scans[1], 1, False, self.config.seed + 1)
 
     def _source(self, scans: Sequence[Scan], guises: int, mirror: bool, seed: int) -> Slices | Blocks:
-        config, about, told = self.config, self.target, self.config.view
-        frames = [slices.frame(s.mask, self.shape)[0] for s in scans]
+        about, told = self.target, self.config.view
 
-        def made(number: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, tuple[np.ndarray, ...]]:
-            one, begin = scans[number], frames[number]
-            x, mask = slices.framed(one.x, begin, self.shape), slices.framed(one.mask, begin, self.shape)
-            shown = [
-                views.of_target(x, mask, about, told, np.random.default_rng([seed, number, guise]))
-                for guise in range(guises if told != "none" else 0)
-            ]
-            return views.standard(x, mask, about), shown, mask, slices.coordinates(mask)
+        def made(number: int) -> _Cut:
+            x, mask = self._framed(scans[number])
+            draws = [np.random.default_rng([seed, number, guise]) for guise in range(guises if told != "none" else 0)]
+            return _Cut(x, mask, [views.of_target(x, mask, about, told, rng) for rng in draws])
 
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # scipy works without the interpreter's lock
-            x, seen, masks, places = zip(*pool.map(made, range(len(scans))), strict=True)
-        shown = None if told == "none" else torch.from_numpy(np.stack([np.stack(v) for v in seen])).half()
+            return self._of(list(pool.map(made, range(len(scans)))), mirror)
+
+    def _framed(self, one: Scan) -> tuple[np.ndarray, np.ndarray]:
+        begin, _ = slices.frame(one.mask, self.shape)
+        return slices.framed(one.x, begin, self.shape), slices.framed(one.mask, begin, self.shape)
+
+    def _of(self, cuts: Sequence["_Cut"], mirror: bool) -> Slices | Blocks:
+        """A source of framed volumes and their views."""
+        config, about = self.config, self.target
+        seen = [np.stack(cut.views) for cut in cuts if cut.views]
+        places = [slices.coordinates(cut.mask) for cut in cuts]
         lines = [torch.from_numpy(np.stack([p[axis] for p in places])) for axis in range(3)]
-        parts = (torch.from_numpy(np.stack(x)).half(), shown, torch.from_numpy(np.stack(masks)), lines)
+        x = torch.from_numpy(np.stack([views.standard(cut.x, cut.mask, about) for cut in cuts])).half()
+        shown = torch.from_numpy(np.stack(seen)).half() if seen else None
+        parts = x, shown, torch.from_numpy(np.stack([cut.mask for cut in cuts])), lines
         if config.block:
             return Blocks(*parts, config.block, mirror)
         return Slices(*parts, AXES[config.planes], config.neighbours, mirror)
@@ -164,14 +179,17 @@ class VolumeSet:
         return digest.hexdigest()
 
     def condition(self, count: int, wanted: str | None) -> Tensor:
-        """Views of held-out slices, from the middle of the brain; where there are none, what tells nothing."""
+        """Views of a simulated brain on a scanner that no model has seen, from all over it: a brain that is nobody's,
+        and the same wherever the model is."""
         if wanted is not None:
             raise UsageError("a slice cannot be asked for in words; `platform apply mri harmonize` takes a volume")
-        if self._facts:
-            return torch.zeros(count, *self.spec().condition.shape)  # type: ignore[union-attr]
-        held = self.val()
-        middle = np.linspace(0.25, 0.75, count) * (len(held) - 1)
-        return held.batch(torch.from_numpy(middle.round().astype(np.int64)), torch.Generator().manual_seed(0)).condition
+        voxel = float(np.clip(np.mean(self.target.voxel), 1, 6))
+        x, mask = self._framed(simulated([STAND_IN], "S3", voxel)[0])
+        shown = [] if self.config.view == "none" else [views.of_source(x, mask, self.target, self.config.view)]
+        source = self._of([_Cut(x, mask, shown)], False)
+        middle = np.linspace(0.25, 0.75, count) * (len(source) - 1)
+        rows = torch.from_numpy(middle.round().astype(np.int64))
+        return source.batch(rows, torch.Generator().manual_seed(0)).condition
 
     def write(self, samples: Batch, folder: Path) -> None:
         """``slices.npz``: ``x`` (n, 1, H, W), float32, of mean 0 and standard deviation 1 within the brain."""
