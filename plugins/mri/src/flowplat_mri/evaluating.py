@@ -48,10 +48,10 @@ def evaluate(
     """PSNR, SSIM, the correlation of gradients, and with labels Dice, of the model's result against scans of the same
     subjects on the target scanner; beside the unchanged scan, its z-score and its histogram put onto the target's.
 
-    Inputs are CSV lists (subject, path, truth, mask, labels; paths from the list on) of volumes that lie upon each
-    other; without inputs three simulated subjects on five scanners. Everything is measured on the common scale within
-    the mask: PSNR of a range of 1, SSIM with a Gaussian window of 11 x 11 x 11 voxels (sigma 1.5). ``out`` is a CSV
-    table of means by scanner (of lists: by row); from Python it returns them.
+    Inputs are CSV lists (subject, group, path, truth, mask, labels; paths from the list on) of volumes that lie upon
+    each other; without inputs three simulated subjects on five scanners. All is measured on the common scale within the
+    mask: PSNR of a range of 1, SSIM with a Gaussian window of 11 x 11 x 11 voxels (sigma 1.5). ``out`` is a CSV table
+    of means by scanner (of lists by group, or by row); from Python it returns them.
     """
     asked = Asked(mode=mode, plane=plane, samples=samples, steps=steps, weight=weight, force=True, seed=seed)
     named = [case for one in inputs for case in listed(Path(one))]
@@ -105,9 +105,7 @@ def simulated(trained: Trained, seed: int) -> list[Case]:
 def listed(path: Path) -> Iterator[Case]:
     """The cases of a CSV list. Raises ``InputError`` naming the file that is missing or lies elsewhere."""
     if path.suffix.lower() not in (".csv", ".tsv") or not path.is_file():
-        raise InputError(
-            f"{path} is no CSV list; evaluate needs one with the columns subject, path, truth, mask, labels"
-        )
+        raise InputError(f"{path} is no CSV list; evaluate needs one with the columns path, truth and others")
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     if not rows or not {"path", "truth"} <= set(rows[0]):
@@ -119,7 +117,7 @@ def listed(path: Path) -> Iterator[Case]:
         mask = reading.read_mask(path.parent / row["mask"], source) if row.get("mask") else _both(source, truth)
         labels = reading.read(path.parent / row["labels"]).data.astype(int) if row.get("labels") else None
         name = row.get("subject") or source.name
-        yield Case(name, name, source, truth.data, mask, labels)
+        yield Case(name, row.get("group") or name, source, truth.data, mask, labels)
 
 
 def _both(source: reading.Volume, truth: reading.Volume) -> np.ndarray:

@@ -27,15 +27,15 @@ def simulated(
     seed: Annotated[int, Field(ge=0, description="the source of every draw")] = 0,
 ) -> Any:
     """A BIDS root of subjects, a session for each scanner, whose T1w images show the same anatomy; in
-    ``derivatives/truth`` their tissues (``dseg``: 1 CSF, 2 grey, 3 white matter), masks, and ``pairs.csv`` (subject,
-    path, truth, mask) for the task ``evaluate``. From Python without ``out``: nibabel images by subject and scanner.
+    ``derivatives/truth`` their tissues (``dseg``: 1 CSF, 2 grey, 3 white matter) and masks, and ``pairs.csv`` for the
+    task ``evaluate``. From Python without ``out``: nibabel images by subject and scanner.
     """
     if inputs:
         raise UsageError(f"simulate takes no files: leave {inputs[0]} out")
     if unknown := [name for name in scanners if name not in simulate.SCANNERS]:
         raise UsageError(f"no scanner {unknown[0]!r}; there are {', '.join(simulate.SCANNERS)}")
     made: dict[str, dict[str, Any]] = {}
-    rows = ["subject,path,truth,mask,labels"]
+    rows = ["subject,group,path,truth,mask,labels"]
     for number in tqdm(range(count), desc="simulate", unit="subject", disable=None):
         name = f"sub-{number + 1:02d}"
         drawn = FIRST + 1000 * seed + number
@@ -58,7 +58,7 @@ def simulated(
             if "target" in images and scanner != "target":
                 there = [place_of(name, scanner), place_of(name, "target")]
                 there += [(truth / f"{name}_{end}.nii.gz").relative_to(out) for end in ("desc-brain_mask", "dseg")]
-                rows.append(",".join([f"{name}_{session(scanner)}", *(path.as_posix() for path in there)]))
+                rows.append(",".join([f"{name}_{session(scanner)}", scanner, *(path.as_posix() for path in there)]))
     if out is None:
         return made
     with files.refusals(f"{out} cannot be written"):
