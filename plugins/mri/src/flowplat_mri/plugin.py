@@ -97,3 +97,4 @@ def register_presets(register: Register) -> None:
     register(
         "blindharmony-flow", f"{presets}/blindharmony-flow.yaml", summary="the same loop on a flow-matching velocity"
     )
+    register("smoke", f"{presets}/smoke.yaml", summary="brains of 6 mm in seconds, to see whether everything works")
