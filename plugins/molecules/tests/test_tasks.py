@@ -80,6 +80,13 @@ def test_a_seed_decides_and_chunks_do_not(knowing) -> None:
     assert torch.equal(unasked.condition, knowing.data.condition(5, None))
 
 
+def test_several_properties_are_asked_for_at_once(knowing) -> None:
+    both = Builtin(BuiltinConfig(properties=["mu", "gap"]))
+    model = type(knowing)(both, type(knowing.network)(both))
+    batch = generate(model, [], None, target="mu=3,gap=0.2", number=3, steps=2, values="none")
+    assert torch.allclose(batch.condition, torch.tensor([[3.0, 0.2]] * 3))
+
+
 def test_guidance_insists_on_the_property(knowing) -> None:
     def drawn(**options):
         batch = generate(knowing, [], None, target=3, number=6, steps=2, values="none", **options)
@@ -142,6 +149,7 @@ def test_a_model_that_draws_nothing_valid_is_not_asked_for_ever(small, knowing) 
         ({"target": "red"}, "'red' is no value of mu"),
         ({"property": "gap", "target": 1}, "no property is called 'gap'; this model was told mu"),
         ({"property": "mu"}, "property=mu asks for no value; set target=3"),
+        ({"property": "mu", "target": "mu=3"}, "names its properties itself; leave property=mu out"),
         ({"formula": "C2Cl"}, "C2Cl: this model knows C, H, N, O, F, and no Cl"),
         ({"formula": "water"}, "'water' is no formula; write one as C4H8O"),
         ({"formula": "C"}, "C has 1 atoms; 2 to 512 can be drawn"),

@@ -56,7 +56,8 @@ def generate(
     out: Path | None,
     property: Annotated[str, Field(description="the property asked for; the first that the model was told")] = "",
     target: Annotated[
-        str | float, Field(description="its value, several as 0.5|1|2, or a range as 2..4; empty: as in the data")
+        str | float,
+        Field(description="its value, several as 0.5|1|2, a range as 2..4, mu=3,gap=0.2; empty: as in the data"),
     ] = "",
     number: Annotated[int, Field(ge=1, description="molecules")] = 100,
     only_valid: Annotated[bool, Field(description="draw on until so many are valid and in one piece")] = False,
@@ -127,6 +128,10 @@ def _wish(name: str, target: str | float, known: Sequence[Property]) -> str | No
         return None
     if not known:
         raise UsageError("this model was told no property; train it with data.properties=[mu] to ask for one")
+    if "=" in str(target):  # several properties at once
+        if name:
+            raise UsageError(f"target={target} names its properties itself; leave property={name} out")
+        return str(target)
     return f"{name or known[0].name}={target}"
 
 
