@@ -1,6 +1,7 @@
 """Exchange rates or M4 hourly on one GPU in some eight minutes: training, forecasts, gaps, refinement, samples' use.
 
     python plugins/timeseries/benchmarks/gpu.py --data DIR --set exchange|m4 --out FILE.json [--minutes 8.5] [--tiny]
+        [--prior ou] [--no-lags] [--share 0.55]
 
 DIR holds exchange_rate.txt.gz and m4_hourly.npz, split as everybody splits them. FILE.json is written after every
 stage, with whatever went wrong in one. What is chosen (the checkpoint, the guidance, the rates of refinement) is chosen
@@ -29,7 +30,7 @@ from resident import fit  # beside this file
 from scipy.stats import norm
 from torch import nn
 
-from flowcore import losses, paths, solvers, times
+from flowcore import losses, solvers, times
 from flowcore.couplings import independent
 from flowcore.data import Batch
 from flowcore.objectives import matching
@@ -40,6 +41,7 @@ from flowplat_timeseries.data import BuiltinConfig, Given
 from flowplat_timeseries.forecasting import forecast
 from flowplat_timeseries.metrics import LEVELS, quantile, scores
 from flowplat_timeseries.networks import S4DOptions, s4d
+from flowplat_timeseries.priors import Kernel, gaussian_process
 from flowplat_timeseries.reading import Series
 from flowplat_timeseries.refining import refine, representative_time
 from flowplat_timeseries.synthesis import missed, taught
@@ -56,6 +58,7 @@ class Task:
     val: list[Series]
     test: list[Series]
     config: BuiltinConfig
+    kernel: Kernel = "iso"
 
     @property
     def horizon(self) -> int:
@@ -136,12 +139,13 @@ class Report:
 class Model:
     """What the plugin's functions ask of a trained model."""
 
-    def __init__(self, data: Given, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, data: Given, network: nn.Module, device: torch.device, kernel: Kernel = "iso") -> None:
         self.data, self.network, self.device, self.seed = data, network, device, SEED
+        self.path = gaussian_process(kernel, data.spec().period)
 
     def parts(self) -> Parts:
         return Parts(
-            self.data.spec(), self.data, self.device, path=paths.linear(), coupling=independent(),
+            self.data.spec(), self.data, self.device, path=self.path, coupling=independent(),
             times=times.uniform(), loss=losses.l2(), predicts="velocity", solver=solvers.euler(),
         )  # fmt: skip
 
@@ -211,7 +215,7 @@ class Bench:
         self.season = self.fitting.season
         self.size = S4DOptions(hidden=16, state=16, blocks=2) if tiny else S4DOptions()
         torch.manual_seed(SEED)
-        self.model = Model(self.fitting, s4d(self.size, self.fitting.spec()).to(device), device)
+        self.model = Model(self.fitting, s4d(self.size, self.fitting.spec()).to(device), device, task.kernel)
         self.samples, self.steps = (10, 8) if tiny else (100, 32)
         self.few = min(20, self.samples)
         self.way: dict[str, Any] = {"scale": 4.0}  # until it is chosen
@@ -265,7 +269,7 @@ class Bench:
 
     def choose(self) -> dict[str, Any]:
         """The guidance with the least CRPS on validation windows: all on a part of them, the best three on all."""
-        grid = [("quantile", s, weight) for s in (1.0, 2.0, 4.0, 8.0, 16.0) for weight in ("tsflow", "constant")]
+        grid = [("quantile", s, weight) for s in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0) for weight in ("tsflow", "constant")]
         grid += [("mse", s, "tsflow") for s in (0.25, 0.5, 1.0, 2.0)]
         ways = {
             f"{likelihood} {s:g} {weight}": {"likelihood": likelihood, "scale": s, "weight": weight}
@@ -355,7 +359,8 @@ class Bench:
         with torch.no_grad():
             for start in range(0, count, 2500):
                 many = min(2500, count - start)
-                x0 = torch.randn(many, *self.fitting.spec().state.shape, generator=draws, device=self.device)
+                like = torch.empty(many, *self.fitting.spec().state.shape, device=self.device)
+                x0 = parts.path.draw_source(like, draws)
                 drawn.append(solvers.solve(parts.field(self.model.network), x0, self.steps)[:, 0].cpu())
         context, horizon, tests = self.fitting.config.context, self.task.horizon, self.task.test
         windows = told(self.fitting, [one.values for one in tests], ahead=False)
@@ -374,6 +379,9 @@ def main() -> None:
     parser.add_argument("--set", choices=("exchange", "m4"), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=8.5)
+    parser.add_argument("--prior", choices=("iso", "se", "ou", "periodic"), default="iso", help="noise it starts from")
+    parser.add_argument("--no-lags", action="store_true", help="the series alone, without channels of its past")
+    parser.add_argument("--share", type=float, default=0.55, help="of the minutes, to train the unconditional model")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--eager", action="store_true", help="no CUDA graph")
     asked = parser.parse_args()
@@ -381,11 +389,15 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     warnings.simplefilter("ignore", FutureWarning)  # pandas', of business days
     task = {"exchange": exchange, "m4": m4}[asked.set](asked.data, asked.tiny)
+    task.kernel = asked.prior
+    if asked.no_lags:
+        task.config = task.config.model_copy(update={"lags": "none"})
     seconds = 60 * asked.minutes
     card = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     report = Report(asked.out, seconds, {
         "set": asked.set, "machine": card, "torch": torch.__version__, "python": platform.python_version(),
-        "seed": SEED, "tiny": asked.tiny, "minutes": asked.minutes, "config": task.config.model_dump(),
+        "seed": SEED, "tiny": asked.tiny, "minutes": asked.minutes, "prior": asked.prior,
+        "config": task.config.model_dump(),
     })  # fmt: skip
     if asked.eager and asked.out.exists():  # what went wrong with a graph
         report.found["before"] = json.loads(asked.out.read_text()).get("errors")
@@ -400,7 +412,7 @@ def main() -> None:
         report.found["left_out"] = ["npts: gluonts is not there"]
     bench = Bench(task, report, device, asked.tiny, not asked.eager)
     report.stage("baselines", lambda: simple(task, bench.season))
-    share = 0.55 * seconds - (seconds - report.left)
+    share = asked.share * seconds - (seconds - report.left)
     if report.stage("training", lambda: bench.train(share)) is None:
         if device.type == "cuda" and not asked.eager:  # what a failed capture leaves behind is best left behind
             rest = [*sys.argv, "--eager", "--minutes", f"{report.left / 60:.3f}"]

@@ -8,7 +8,7 @@ from flowcore import paths
 from flowcore.closed_form import correlated
 from flowcore.plugin.contracts import Parts
 from flowcore.seeds import generator
-from flowcore.solvers import euler
+from flowcore.solvers import euler, solve
 from flowplat_timeseries import forecasting
 from flowplat_timeseries.forecasting import forecast
 from flowplat_timeseries.guidance import levels, misfit
@@ -156,3 +156,46 @@ def test_nothing_asked_is_nothing_drawn_and_what_does_not_fit_is_refused():
 def test_a_window_of_which_nothing_is_known_is_drawn_freely():
     blank = torch.zeros_like(OBSERVED)
     torch.testing.assert_close(drawn(blank, blank), drawn(scale=0.0))
+
+
+def test_noise_is_moved_by_langevin_through_the_flow():
+    """The network is affine, so flow(x0) = A x0 + b, and one step is known in closed form."""
+    parts = replace(parts_of(), path=gaussian_process("ou", SEASON))
+    mask, level = known_context(4), levels(4)
+    x0 = parts.path.draw_source(torch.empty(4, 1, LENGTH), generator(1))
+
+    def flow(x):
+        return solve(parts.field(EXACT), x, forecasting.AHEAD, "euler")
+
+    b = flow(torch.zeros(1, 1, LENGTH))[0, 0]
+    A = (flow(torch.eye(LENGTH)[:, None]) - b)[:, 0].T  # columns are images of unit vectors
+    e = (OBSERVED[:, 0] - (x0[:, 0] @ A.T + b)) * mask[:, 0]
+    slope = -torch.where(e > 0, level[:, None], level[:, None] - 1) * mask[:, 0]  # of the quantile loss, by x1
+    K = covariance("ou", LENGTH, SEASON)
+    law = torch.linalg.solve(K, x0[:, 0].double().T).T.float()
+    z = torch.randn(x0.shape, generator=generator(2))[:, 0]
+    wanted = x0[:, 0] - 0.005 * (16 * slope @ A + law) + (2 * 0.005) ** 0.5 * 0.5 * z
+    loss = misfit(OBSERVED, mask, level, "quantile")
+    found = forecasting.nearer(parts, EXACT, x0, loss, 1, generator(2))
+    torch.testing.assert_close(found[:, 0], wanted, atol=2e-4, rtol=1e-4)
+    white = replace(parts_of(), path=paths.linear())
+    still = forecasting.nearer(white, EXACT, x0, lambda x1: 0 * x1.flatten(1).sum(1), 1, generator(2))
+    torch.testing.assert_close(still[:, 0], 0.995 * x0[:, 0] + 0.05 * z)
+
+
+@pytest.mark.parametrize("path", [paths.linear(), gaussian_process("ou", SEASON)], ids=["white", "ou"])
+def test_noise_that_was_moved_meets_the_context_better(path):
+    parts = replace(parts_of(), path=path)
+    mask, level = known_context(4).repeat_interleave(10, 0), torch.full((40,), 0.5)
+    observed = OBSERVED.repeat_interleave(10, 0)
+    loss = misfit(observed, mask, level, "quantile")
+    x0 = path.draw_source(torch.empty(40, 1, LENGTH), generator(1))
+    moved = forecasting.nearer(parts, EXACT, x0, loss, 4, generator(2))
+
+    def missed(noise):
+        return loss(solve(parts.field(EXACT), noise, 8)).view(4, 10).mean(1)
+
+    assert (missed(moved) < 0.9 * missed(x0)).all()
+    asked = drawn(parts=parts, prior_steps=4, scale=1.0)
+    assert not torch.equal(asked, drawn(parts=parts, scale=1.0))
+    assert asked.isfinite().all()

@@ -102,20 +102,24 @@ def test_transforms_of_functions_go_through_the_network():
     torch.testing.assert_close(forward, (run(x + h * e) - run(x - h * e)) / (2 * h), atol=1e-6, rtol=1e-6)
 
 
-def test_rows_are_computed_by_themselves_however_many_are_taken_at_a_time(monkeypatch):
+@pytest.mark.parametrize("features", [0, 3])
+def test_rows_are_computed_by_themselves_however_many_are_taken_at_a_time(monkeypatch, features):
     torch.manual_seed(0)
-    network, x, t = Backbone(2, S4DOptions(hidden=8, state=8)), torch.randn(5, 2, 30), torch.rand(5)
-    whole = network(x, t)
+    network, x, t = Backbone(2, S4DOptions(hidden=8, state=8), features), torch.randn(5, 2, 30), torch.rand(5)
+    told = torch.randn(5, features, 30) if features else None
+    whole = network(x, t, told)
     whole.square().sum().backward()
     gradients = [p.grad.clone() for p in network.parameters()]
     network.zero_grad()
     monkeypatch.setattr(networks, "CACHED", 2 * 30 * 8)
-    parts = network(x, t)
+    parts = network(x, t, told)
     parts.square().sum().backward()
     torch.testing.assert_close(parts, whole)
     for p, gradient in zip(network.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, gradient, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(network(x[2:3], t[2:3]), whole[2:3])
+    torch.testing.assert_close(network(x[2:3], t[2:3], None if told is None else told[2:3]), whole[2:3])
+    if told is not None:
+        assert (network(x, t, told.roll(1, 0)) - whole).abs().amax((1, 2)).min() > 1e-4  # each row hears its own
 
 
 def test_every_weight_learns_and_the_network_is_told_the_time():

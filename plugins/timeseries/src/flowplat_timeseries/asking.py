@@ -30,6 +30,7 @@ class Asked(BaseModel):
     likelihood: guidance.Likelihood = "quantile"
     scale: float = 4.0
     weight: guidance.Weight = "tsflow"
+    prior_steps: int = 0
 
 
 Samples = Annotated[int, Field(ge=1, description="draws for each series")]
@@ -40,6 +41,9 @@ Likelihood = Annotated[
 ]
 Scale = Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of guidance by what is known")]
 Weight = Annotated[guidance.Weight, Field(description="how guidance is weighed over time")]
+PriorSteps = Annotated[
+    int, Field(ge=0, description="steps that move the noise towards what is known before it flows; TSFlow takes 4")
+]
 Seed = Annotated[int, Field(ge=0, description="the source of every draw")]
 
 
@@ -58,6 +62,7 @@ def draw(trained: Trained, windows: Scaled, asked: Asked, draws: torch.Generator
     x = forecasting.forecast(
         trained.parts(), trained.network, windows.x.to(trained.device), windows.mask.to(trained.device),
         asked.samples, asked.steps, likelihood=asked.likelihood, scale=asked.scale, weight=asked.weight,
+        prior_steps=asked.prior_steps,
         generator=draws,
     )  # fmt: skip
     return windows.back(x.cpu())

@@ -11,7 +11,7 @@ from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Figure, Measured
 from flowcore.seeds import derive, generator
 from flowplat_timeseries import baselines
-from flowplat_timeseries.asking import Asked, Likelihood, Samples, Scale, Weight, gapped, windowed
+from flowplat_timeseries.asking import Asked, Likelihood, PriorSteps, Samples, Scale, Weight, gapped, windowed
 from flowplat_timeseries.data import SeriesSet
 from flowplat_timeseries.reading import Series
 from flowplat_timeseries.windows import Pattern
@@ -107,6 +107,7 @@ def forecasts(
     likelihood: Likelihood = "quantile",
     scale: Scale = 4.0,
     weight: Weight = "tsflow",
+    prior_steps: PriorSteps = 0,
     patterns: Annotated[
         list[Pattern], Field(description="gaps in the context to measure under as well: random, start, end")
     ] = ["random", "start", "end"],  # noqa: B006
@@ -128,7 +129,7 @@ def forecasts(
     past = [one.until(len(one.values) - horizon) for one in tests]
     asked = Asked(
         samples=draws, steps=steps or int(samples.extra.get("calls") or CALLS), likelihood=likelihood, scale=scale,
-        weight=weight,
+        weight=weight, prior_steps=prior_steps,
     )  # fmt: skip
     figures: dict[str, Figure] = {}
     for pattern in ("none", *dict.fromkeys(patterns)):

@@ -15,6 +15,7 @@ from flowplat_timeseries import drawing, reading, writing
 from flowplat_timeseries.asking import (
     Asked,
     Likelihood,
+    PriorSteps,
     Samples,
     Scale,
     Seed,
@@ -57,6 +58,7 @@ def forecast(
     likelihood: Likelihood = "quantile",
     scale: Scale = 4.0,
     weight: Weight = "tsflow",
+    prior_steps: PriorSteps = 0,
     freq: Freq = None,
     time: Time = "",
     item: Item = "",
@@ -83,7 +85,9 @@ def forecast(
         series, skipped = split(series, skipped, horizon)
         truth = np.stack([one.values[-horizon:] for one in series])
         series = [one.until(len(one.values) - horizon) for one in series]
-    asked = Asked(samples=samples, steps=steps, likelihood=likelihood, scale=scale, weight=weight)
+    asked = Asked(
+        samples=samples, steps=steps, likelihood=likelihood, scale=scale, weight=weight, prior_steps=prior_steps
+    )
     made = windowed(trained, [one.values for one in series], asked, seed)
     made = permuted(made[:, :, -horizon:], seed)
     found: dict[str, Any] = {"series": len(series), "horizon": horizon, "samples": samples, "skipped": skipped}
@@ -151,6 +155,7 @@ def impute(
     likelihood: Likelihood = "quantile",
     scale: Scale = 4.0,
     weight: Weight = "tsflow",
+    prior_steps: PriorSteps = 0,
     freq: Freq = None,
     time: Time = "",
     item: Item = "",
@@ -171,7 +176,9 @@ def impute(
     series, skipped = brought(trained, inputs, freq, Columns(time, item, target))
     length = data.config.context + data.config.horizon
     jobs = [job for number, one in enumerate(series) for job in _jobs(number, one.values, length)]
-    asked = Asked(samples=samples, steps=steps, likelihood=likelihood, scale=scale, weight=weight)
+    asked = Asked(
+        samples=samples, steps=steps, likelihood=likelihood, scale=scale, weight=weight, prior_steps=prior_steps
+    )
     drawn: list[dict[int, np.ndarray]] = [{} for _ in series]
     if jobs:
         pasts = [series[number].values[:stop] for number, stop, _ in jobs]
