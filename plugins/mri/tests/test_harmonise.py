@@ -1,5 +1,7 @@
 """Harmonizing a volume: what is mixed, what is drawn, what stays."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -85,7 +87,9 @@ def test_blocks_cover_the_volume(model, scan):
 def test_rounds_of_a_coupling_flow_and_of_a_velocity_stay_within_the_brain(model, scan):
     flow = other(model, lambda spec: glow(GlowConfig(levels=2, steps=1, hidden=8), spec), view="none")
     velocity = other(model, view="none")
-    velocity.parts = lambda parts=velocity.parts: __import__("dataclasses").replace(parts(), predicts="velocity")
+    with pytest.raises(UsageError, match="predicts=velocity alone, not x1"):
+        harmonize(velocity, scan.x, scan.mask)
+    velocity.parts = lambda parts=velocity.parts: replace(parts(), predicts="velocity")
     for one in (flow, velocity):
         made = harmonize(one, scan.x, scan.mask, steps=2)
         assert made.weight == 1

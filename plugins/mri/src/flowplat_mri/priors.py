@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Trained
 from flowcore.solvers import solve
 from flowplat_mri import histogram, loop, slices
@@ -78,6 +79,10 @@ def _coupling(trained: Trained) -> tuple[Map, Map]:
 def _velocity(trained: Trained, condition: Tensor, steps: int) -> tuple[Map, Map]:
     """The latent of an image is where its path began: the field followed from t = 1 to 0, and from 0 to 1."""
     parts = trained.parts()
+    if parts.predicts != "velocity":
+        raise UsageError(
+            f"a path can be followed back from an image with predicts=velocity alone, not {parts.predicts}"
+        )
     field = parts.field(trained.network, condition)
     grid = torch.linspace(0, 1, steps + 1, device=condition.device)
 
