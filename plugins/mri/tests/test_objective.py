@@ -9,6 +9,7 @@ from flowcore.data import Batch
 from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Leaf, Parts
 from flowplat_mri import trust
+from flowplat_mri.coupling import Glow, GlowConfig
 from flowplat_mri.data import MRISpec
 from flowplat_mri.objective import harmonizing
 
@@ -69,3 +70,6 @@ def test_validation_leaves_what_was_gathered_alone():
 def test_another_prediction_is_refused():
     with pytest.raises(UsageError, match="set predicts=x1"):
         harmonizing(parts("velocity"))
+    flow = Glow(GlowConfig(levels=1, steps=1))
+    with pytest.raises(UsageError, match="set objective=likelihood"):
+        harmonizing(parts())(flow, batch(), torch.Generator())

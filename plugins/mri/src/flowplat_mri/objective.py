@@ -22,12 +22,14 @@ def harmonizing(parts: Parts, anchor: Anchor = 0.25) -> Objective:
     There x_t is noise that knows nothing, so that a network that predicts x1 learns E[x1 | condition]: the mean of all
     that the flow would draw, in one call, which errs least in mean square. What it is worth beside histogram matching
     is gathered on the way, in the network's ``known`` (``trust``). Raises ``UsageError`` where the network predicts
-    another thing than x1."""
+    another thing than x1, or is a coupling flow."""
     if parts.predicts != "x1":
         raise UsageError("objective=harmonizing trains the mean at t = 0: set predicts=x1, or objective=matching")
     view = getattr(parts.spec, "view", None)
 
     def loss(network: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        if hasattr(network, "log_prob"):
+            raise UsageError("a coupling flow matches no path: set objective=likelihood")
         field, pairs, t = posed(parts, network, batch, generator)
         first = int(anchor * len(batch))
         t[:first] = 0.0
