@@ -91,7 +91,9 @@ def test_rounds_of_a_coupling_flow_and_of_a_velocity_stay_within_the_brain(model
         harmonize(velocity, scan.x, scan.mask)
     velocity.parts = lambda parts=velocity.parts: replace(parts(), predicts="velocity")
     for one in (flow, velocity):
-        made = harmonize(one, scan.x, scan.mask, steps=2)
+        done = []
+        made = harmonize(one, scan.x, scan.mask, steps=2, tick=done.append)
+        assert sum(done) == calls(one, scan.mask, "auto", 0, 2, None)
         assert made.weight == 1
         assert np.isfinite(made.volume).all()
         assert not made.volume[~scan.mask].any()

@@ -40,7 +40,7 @@ def harmonize(
     mask: np.ndarray,
     *,
     mode: Mode = "auto",
-    samples: int = 4,
+    samples: int = 0,
     steps: int = 8,
     seed: int = 0,
     axis: int | None = None,
@@ -84,7 +84,8 @@ def harmonize(
     prior = views.unstandard(slices.unframed(mean, begin, x.shape), mask, target)
     if weight is None:
         apart = float(np.sqrt(np.mean(np.square((prior - matched)[mask])))) / sd
-        weight = trust.weight(trained.network.known, apart)  # type: ignore[arg-type]
+        known = getattr(trained.network, "known", None)  # a network of others may gather nothing
+        weight = 0.5 if known is None else trust.weight(known, apart)
     volume = weight * prior + (1 - weight) * matched
     std = None if spread is None else np.where(mask, slices.unframed(spread, begin, x.shape) * sd * weight, 0)
     return Harmonized(
@@ -100,8 +101,10 @@ def calls(trained: Trained, mask: np.ndarray, mode: Mode, samples: int, steps: i
     if axes is None:
         return each
     begin, size = slices.frame(mask)
-    inside = slices.framed(mask, begin, size)
-    return sum(-(-len(slices.shown(inside, one)) // BATCH) for one in axes) * each
+    counts = [len(slices.shown(slices.framed(mask, begin, size), one)) for one in axes]
+    if priors.kind(trained) != "conditional":
+        return sum(-(-count // priors.BATCH) for count in counts)
+    return sum(-(-count // BATCH) for count in counts) * each
 
 
 def _axes(data: VolumeSet, mode: Mode, axis: int | None) -> Sequence[int] | None:
