@@ -78,7 +78,9 @@ def test_a_users_volumes_are_read_held_out_and_trained_on(tmp_path):
     assert voxel == (6.0, 6.0, 6.0)
     assert len(data.val()) > 10
     assert data.target.scale.width > 100  # in the units of the files
-    again = Volumes(VolumesConfig(path=str(tmp_path), guises=1, voxel=9.0))
+    assert data.target.contrast == "T1w"
+    again = Volumes(VolumesConfig(path=str(tmp_path), guises=1, voxel=9.0, contrast="PDw"))
+    assert again.target.contrast == "PDw"
     assert again.scans[0][0].x.shape < train[0].x.shape
 
 

@@ -85,7 +85,7 @@ def test_blocks_cover_the_volume(model, scan):
 
 
 def test_rounds_of_a_coupling_flow_and_of_a_velocity_stay_within_the_brain(model, scan):
-    flow = other(model, lambda spec: glow(GlowConfig(levels=2, steps=1, hidden=8), spec), view="none")
+    flow = other(model, lambda spec: glow(GlowConfig(levels=3, steps=1, hidden=8), spec), view="none")
     velocity = other(model, view="none")
     with pytest.raises(UsageError, match="predicts=velocity alone, not x1"):
         harmonize(velocity, scan.x, scan.mask)

@@ -102,7 +102,9 @@ class VolumeSet:
         if self._facts:
             return target.of_facts(self._facts["target"])
         train, _, voxel = self.scans
-        return target.of_volumes([s.x for s in train], [s.mask for s in train], [s.scale for s in train], voxel)
+        contrast = getattr(self.config, "contrast", "T1w")
+        x, masks, scales = ([getattr(one, name) for one in train] for name in ("x", "mask", "scale"))
+        return target.of_volumes(x, masks, scales, voxel, contrast)
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:

@@ -60,7 +60,7 @@ def harmonize(
     target, view = data.target, data.config.view
     matched = histogram.matched(x, mask, target)
     shape = (data.config.block,) * 3 if data.config.block else (0, 0, 0)
-    begin, size = slices.frame(mask, shape)
+    begin, size = slices.frame(mask, shape, max(8, int(getattr(trained.network, "multiple", 8))))
     inside = slices.framed(mask, begin, size)
     if (axes is not None) and priors.kind(trained) != "conditional":
         framed = slices.framed(x, begin, size)
