@@ -92,3 +92,15 @@ def test_blocks_lie_within_the_volume_and_show_one_place_in_every_channel():
     assert torch.equal(batch.condition[:, :1], batch.x1)
     small = Blocks(made.targets, None, made.masks, made.places, 12, False)
     assert small.batch(torch.arange(2), torch.Generator()).x1.shape == (2, 1, 12, 12, 12)
+
+
+def test_what_is_held_on_a_device_gives_the_same_batches():
+    made = source()
+    cubes = Blocks(made.targets, made.views, made.masks, made.places, 4, True)
+    for one in (made, cubes):
+        rows = torch.arange(0, len(one), 3)
+        there = one.to(torch.device("cpu"))
+        a, b = (held.batch(rows, torch.Generator().manual_seed(0)) for held in (one, there))
+        assert torch.equal(a.x1, b.x1)
+        assert torch.equal(a.condition, b.condition)
+        assert there.nbytes == one.nbytes > 0
