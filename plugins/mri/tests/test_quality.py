@@ -68,9 +68,9 @@ def test_what_needs_a_look_is_flagged(scans, known):
     gone[box] = 1 - gone[box]
     assert mask[box].all()
     (flag, *_) = quality.look(x, gone, mask, known).flags
-    assert flag.startswith("a patch correlates -1.00 ")
+    assert flag.startswith("a patch correlates -1.000 ")
     flags = quality.look(x, np.where(mask, 3 - x, 0), mask, known, latent_norm=2.0).flags
-    for words in ("correlation with the source -1.00", "latent norm 2.00", "out of the target's range", "histogram"):
+    for words in ("correlation with the source -1.000", "latent norm 2.00", "out of the target's range", "histogram"):
         assert any(words in flag for flag in flags), words
     t2, there = scans("T2w", 9)
     assert "contrast looks inverted" in quality.look(t2, t2, there, known).flags[0]

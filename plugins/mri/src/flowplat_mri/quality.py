@@ -89,9 +89,9 @@ def flags(figures: dict[str, float]) -> list[str]:
     if figures["likeness"] < 0:
         made.append(f"contrast looks inverted (correlation with the target's mean {figures['likeness']:.2f})")
     if figures["ncc"] < LEAST_NCC:
-        made.append(f"correlation with the source {figures['ncc']:.2f} is below {LEAST_NCC}")
+        made.append(f"correlation with the source {figures['ncc']:.3f} is below {LEAST_NCC}")
     if figures["worst_patch"] < LEAST_PATCH:
-        made.append(f"a patch correlates {figures['worst_patch']:.2f} with the source, below {LEAST_PATCH}")
+        made.append(f"a patch correlates {figures['worst_patch']:.3f} with the source, below {LEAST_PATCH}")
     if figures["w1_after"] > figures["w1_before"]:
         made.append("the histogram is farther from the target's than the source's was")
     if figures.get("latent_norm", 1.0) > MOST_LATENT:
