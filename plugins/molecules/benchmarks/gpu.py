@@ -309,9 +309,9 @@ def _wish() -> str:
 
 def embeddings(report: Report, pool: Any, data: str, seconds: float) -> None:
     """Five networks for as many steps each."""
-    count, steps, first = (10 if report.quick else 100 if report.small else 500), 300, None
+    count, steps, first = (10 if report.quick else 100 if report.small else 500), 600, None
     for embedding in EMBEDDINGS:
-        calls = ["sample.steps=50"] if report.small else []
+        calls = ["sample.steps=50", "train.ema=0.99"] if report.small else []
         experiment = settled(report, data, f"network.embedding={embedding}", f"sample.batch_size={count}", *calls)
         if first is not None:
             experiment.data = first.data  # read once
