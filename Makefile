@@ -43,7 +43,7 @@ docs: install     ## renew the generated pages of docs/reference
 pictures: install ## renew the pictures of the playground page
 	$(BIN)/python docs/pictures.py
 
-install: $(VENV)/.dev $(ALL:%=$(VENV)/.tested-%)   ## the platform, its tools and every plugin, editable, in .venv
+install: $(VENV)/.all   ## the platform, its tools and every plugin, editable, in .venv
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -55,16 +55,12 @@ $(VENV)/.platform: $(VENV)/.python pyproject.toml constraints.txt
 	$(PIP) -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.platform
-	$(PIP) -e '.[dev,hub]'
-	@touch $@
+$(VENV)/.all: $(VENV)/.python pyproject.toml constraints.txt $(ALL:%=plugins/%/pyproject.toml)   # in one go, which is quicker
+	$(PIP) -e '.[dev,hub]' $(foreach plugin,$(ALL),-e 'plugins/$(plugin)$(TESTED_$(plugin))')
+	@touch $(VENV)/.platform $(ALL:%=$(VENV)/.plugin-%) $@
 
 $(VENV)/.plugin-%: $(VENV)/.platform plugins/%/pyproject.toml
 	$(PIP) -e plugins/$*
-	@touch $@
-
-$(VENV)/.tested-%: $(VENV)/.plugin-%   # with the extras that its tests need, which `make run` does without
-	$(if $(TESTED_$*),$(PIP) -e 'plugins/$*$(TESTED_$*)')
 	@touch $@
 
 plugins/%/pyproject.toml:

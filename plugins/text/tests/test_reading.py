@@ -17,7 +17,7 @@ from flowplat_text.reading import found, texts
 def test_plain_files_are_a_text_each_in_the_order_of_their_names(write, tmp_path) -> None:
     write("b.txt", "second\r\nline")
     write("a.md", "\ufefffirst")
-    write("deep/c.txt.gz", gzip.compress(b"third"))
+    write("deep/c.txt.gz", gzip.compress(b"third", mtime=0))
     write("d.png", b"\x89PNG")
     write(".hidden/e.txt", "no")
     assert list(texts([str(tmp_path)])) == ["first", "second\nline", "third"]
@@ -71,7 +71,7 @@ def test_the_standard_input_is_a_text(monkeypatch) -> None:
         ("none.jsonl", b"\n", "none.jsonl is empty"),
         ("binary.txt", b"abc\0def", "binary.txt is binary, byte 3 is 0; only text is read"),
         ("latin.txt", "schön".encode("latin-1"), "latin.txt is not UTF-8: byte 3 is 0xf6; only text is read"),
-        ("cut.gz", gzip.compress(b"a long text" * 50)[:30], "cut.gz cannot be read: "),
+        ("cut.gz", gzip.compress(b"a long text" * 50, mtime=0)[:30], "cut.gz cannot be read: "),
         ("no.gz", b"plain", "no.gz cannot be read: Not a gzipped file"),
         ("no.xz", b"plain", "no.xz cannot be read: "),
         ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', "a.jsonl, line 2: 'text' is int, not text"),
