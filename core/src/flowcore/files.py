@@ -1,19 +1,32 @@
-"""Files that are whole or not there: written beside their place, synced, renamed; and their hashes."""
+"""Files that are whole or not there: written beside their place, synced, renamed; what tells them apart; endings."""
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from flowcore.errors import MachineError
+from flowcore.errors import MachineError, UsageError
 
 
 def sha256(path: Path) -> str:
     """The hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp(paths: Iterable[str | Path]) -> list[list[Any]]:
+    """What tells whether files are as they were: path, size and time of change of each. Plain JSON."""
+    stats = [(str(path), os.stat(path)) for path in paths]
+    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+
+def refuse_ending(out: Path | None, *known: str) -> None:
+    """Raise ``UsageError`` for an output whose ending is none of ``known``, such as ``.csv``; a folder has none."""
+    if out is not None and out.suffix.lower() not in ("", *known):
+        raise UsageError(f"{out.name}: its ending is none of {', '.join(known)}; name one of these, or a folder")
 
 
 def write(path: Path, content: bytes | str) -> None:

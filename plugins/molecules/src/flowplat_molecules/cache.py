@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,6 @@ from flowplat_molecules.vocabulary import Vocabulary, from_facts
 
 NAME = "molecules.npz"
 Kept = tuple[Loaded, Vocabulary]
-
-
-def stamp(paths: Sequence[Path]) -> list[Any]:
-    """What says that files are the same as the last time: path, size and time of change of each."""
-    return [[str(path), (told := path.stat()).st_size, told.st_mtime_ns] for path in paths]
 
 
 def kept(folder: Path, origin: Any, read: Callable[[], Kept]) -> Kept:

@@ -14,6 +14,7 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Field
 from rdkit import Chem, __version__
 
+from flowcore import files
 from flowcore.errors import InputError
 from flowplat_molecules import cache, chemistry, records
 from flowplat_molecules.chemistry import UnfitError
@@ -90,7 +91,7 @@ class Sdf(Collection):
         if self.config.cache is None:
             return self._all()
         config = self.config.model_dump(mode="json", exclude={"holdout", "judge_share", "cache"})
-        return cache.kept(Path(self.config.cache), [__version__, config, cache.stamp(self.origin())], self._all)
+        return cache.kept(Path(self.config.cache), [__version__, config, files.stamp(self.origin())], self._all)
 
     def origin(self) -> list[Path]:
         """The files that everything is read from."""

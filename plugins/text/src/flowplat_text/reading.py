@@ -7,13 +7,13 @@ import gzip
 import io
 import json
 import lzma
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flowcore import files
 from flowcore.errors import InputError, MachineError
 
 PLAIN = (".txt", ".md", ".text", ".rst")
@@ -175,6 +175,5 @@ def _parquet(path: str, field: str) -> Iterator[tuple[str, Any]]:
 
 
 def stamp(paths: Sequence[str]) -> list[list[Any]]:
-    """What tells whether files are as they were: name, size and time of change of each."""
-    stats = [(path, os.stat(path)) for path in found(paths) if path != STDIN]
-    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    """``flowcore.files.stamp`` of what is found at ``paths``, but for the standard input."""
+    return files.stamp(path for path in found(paths) if path != STDIN)

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowcore.errors import FlowError, InputError, UsageError
-from flowcore.files import refusals
+from flowcore.files import refusals, refuse_ending
 from flowcore.guidance import reward, steered
 from flowcore.masked import Generated, Network
 from flowcore.plugin.contracts import Leaf, Trained
@@ -74,7 +74,7 @@ def fill(
     context.
     """
     vocabulary, context = _known(trained)
-    _refuse_ending(out, *FILLED)
+    refuse_ending(out, *FILLED)
     if inputs and (template or prefix or suffix):
         raise UsageError("give templates as inputs or as options, not both")
     if template and (prefix or suffix):
@@ -141,7 +141,7 @@ def score(
     without one a folder with both; from Python, where inputs may be plain strings, it returns the rows.
     """
     vocabulary, context = _known(trained)
-    _refuse_ending(out, *SCORED)
+    refuse_ending(out, *SCORED)
     blocks: list[Template] = []
     rows: list[dict[str, Any]] = []
     whose: list[int] = []
@@ -208,13 +208,6 @@ def _known(trained: Trained) -> tuple[Vocabulary, int]:
     if not isinstance(state, Leaf) or state.kind != "token":
         raise UsageError(f"this task works on models of text, not of {state}")
     return cast(Texts, trained.data).vocabulary, state.shape[0]
-
-
-def _refuse_ending(out: Path | None, *known: str) -> None:
-    if out is not None and out.suffix.lower() not in ("", *known):
-        raise UsageError(
-            f"{out.name}: its ending is none of {', '.join(known)}; without one it is a folder that holds each"
-        )
 
 
 def _brought(inputs: Sequence[Any], field: str) -> Iterator[tuple[str, str]]:

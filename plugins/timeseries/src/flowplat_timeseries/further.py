@@ -64,7 +64,7 @@ def refine(
     columns q0.1 ... or mean, for the horizon after each series. Raises ``InputError`` where it misses a series, or a
     step.
     """
-    writing.refuse_ending(out)
+    files.refuse_ending(out, *writing.TABLES)
     data = cast(SeriesSet, trained.data)
     of_everything(data, "refine")
     horizon, context = data.config.horizon, data.config.context
@@ -161,8 +161,7 @@ def synthesize(
     """
     if inputs:
         raise UsageError(f"synthesize reads nothing, and was given {inputs[0]}: leave its inputs out")
-    if out is not None and out.suffix != ".jsonl":
-        writing.refuse_ending(out)
+    files.refuse_ending(out, *writing.TABLES, ".jsonl")
     data = cast(SeriesSet, trained.data)
     of_everything(data, "synthesize")
     samples = trained.sample(count, steps, seed)
@@ -180,7 +179,7 @@ def synthesize(
         for name, row in zip(names, x[:, 0], strict=True)
     )
     found = {"windows": count, "steps": x.shape[2], "freq": data.freq}
-    if out.suffix == ".jsonl":
+    if out.suffix.lower() == ".jsonl":
         files.write(out, lines)
     elif out.suffix:
         writing.table(table, out)
@@ -214,7 +213,7 @@ def detect(
     ``share`` of 256 training windows have; or a folder with that and ``detected.png``, the most unusual windows. What
     is missing counts for nothing. A series shorter than a window is one. From Python it returns the table.
     """
-    writing.refuse_ending(out)
+    files.refuse_ending(out, *writing.TABLES)
     data = cast(SeriesSet, trained.data)
     of_everything(data, "detect")
     config = data.config

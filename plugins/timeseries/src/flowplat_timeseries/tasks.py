@@ -73,7 +73,7 @@ def forecast(
     (item_id, samples (n, S, horizon)), ``forecasts.png`` and, with ``compare``, ``metrics.json`` beside seasonal naive,
     the last value and GluonTS's NPTS; from Python it returns the table. Series of which nothing is known are skipped.
     """
-    writing.refuse_ending(out)
+    files.refuse_ending(out, *writing.TABLES)
     data = cast(SeriesSet, trained.data)
     horizon = data.config.horizon
     truth: np.ndarray | None = None
@@ -170,7 +170,7 @@ def impute(
     a folder with that, ``samples.npz`` (item_id, step, samples (gaps, S)) and ``imputed.png``; from Python it returns
     the table.
     """
-    writing.refuse_ending(out)
+    files.refuse_ending(out, *writing.TABLES)
     data = cast(SeriesSet, trained.data)
     of_everything(data, "impute")
     series, skipped = brought(trained, inputs, freq, Columns(time, item, target))

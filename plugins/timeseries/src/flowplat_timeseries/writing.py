@@ -10,19 +10,13 @@ import numpy as np
 import pandas as pd
 
 from flowcore import files
-from flowcore.errors import MissingPackageError, UsageError
+from flowcore.errors import MissingPackageError
 from flowplat_timeseries import calendar
 from flowplat_timeseries.metrics import LEVELS, quantile
 from flowplat_timeseries.reading import Series
 
 TABLES = (".csv", ".parquet")
 Told = Mapping[str, Any]
-
-
-def refuse_ending(out: Path | None) -> None:
-    """Raise ``UsageError`` for an ending that is none of a table's; a folder has none."""
-    if out is not None and out.suffix and out.suffix not in TABLES:
-        raise UsageError(f"{out.name} is none of {', '.join(TABLES)}; name one of these, or a folder")
 
 
 def quantiles(series: Sequence[Series], samples: np.ndarray) -> pd.DataFrame:
@@ -37,7 +31,7 @@ def quantiles(series: Sequence[Series], samples: np.ndarray) -> pd.DataFrame:
 
 def table(frame: pd.DataFrame, path: Path) -> None:
     """A frame as .csv or .parquet, by the ending. Raises ``MissingPackageError`` for Parquet without pyarrow."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         buffer = io.BytesIO()
         try:
             frame.to_parquet(buffer, index=False)
