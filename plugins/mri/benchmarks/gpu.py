@@ -27,7 +27,7 @@ from flowplat.experiment import Experiment
 from flowplat.model import Model
 from flowplat_mri import applying, data, harmonise, histogram, metrics, picture, reading, scoring, simulate
 from flowplat_mri.data import Given, Scan
-from flowplat_mri.scaling import robust
+from flowplat_mri.scaling import common
 
 SUBJECTS = 3  # held out, of the simulated
 FOLDS = 4  # slabs of the real repeat
@@ -126,15 +126,15 @@ def trained(report: Report, experiment: Experiment, seconds: float) -> tuple[Mod
 
 def sources(report: Report, model: Model, scanners: Sequence[str]) -> list[tuple[str, Scan, Scan, np.ndarray]]:
     """Unseen subjects on each scanner, with the truth and the tissues of each."""
-    resolution = model.data.config.resolution
-    made = []
-    for number in range(9000, 9000 + (1 if report.tiny else SUBJECTS)):
-        tissues = simulate.subject(number, resolution)
-        labels = np.where(tissues.mask, tissues.fractions.argmax(0) + 1, 0)
-        truth = data.simulated([number], "target", resolution, 50)[0]
-        for place, scanner in enumerate(scanners, 1):
-            made.append((scanner, data.simulated([number], scanner, resolution, place)[0], truth, labels))
-    return made
+    numbers = range(9000, 9000 + (1 if report.tiny else SUBJECTS))
+    drawn = data.drawn(numbers, model.data.config.resolution)
+    truths = data.scanned(numbers, drawn, "target", 50)
+    by_scanner = [data.scanned(numbers, drawn, scanner, place) for place, scanner in enumerate(scanners, 1)]
+    return [
+        (scanner, scans[row], truths[row], tissues.labels)
+        for row, tissues in enumerate(drawn)
+        for scanner, scans in zip(scanners, by_scanner, strict=True)
+    ]
 
 
 def table(report: Report, model: Model, scanners: Sequence[str], draws: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -180,8 +180,8 @@ def read(path: Path, mask: np.ndarray | None) -> tuple[Scan, reading.Volume]:
     """A file that lies in RAS order already, as a scan."""
     volume = reading.read(path)
     inside = volume.data > 0 if mask is None else mask
-    scale = robust(volume.data, inside, path.name)
-    return Scan(np.where(inside, scale.apply(volume.data), np.float32(0)), inside, scale, path.name), volume
+    x, scale = common(volume.data, inside, path.name)
+    return Scan(x, inside, scale, path.name), volume
 
 
 def repeat(report: Report, folder: Path, seconds: float) -> dict[str, Any]:
@@ -202,8 +202,8 @@ def repeat(report: Report, folder: Path, seconds: float) -> dict[str, Any]:
     for low, high in pairwise(edges):
         seen = mask.copy()
         seen[:, :, low:high] = False
-        scale = robust(image.data, seen)
-        train = Scan(np.where(seen, scale.apply(image.data), np.float32(0)), seen, scale, "visit 2")
+        x, scale = common(image.data, seen)
+        train = Scan(x, seen, scale, "visit 2")
         experiment = settled(report, "brains", f"data.guises={guises}", *network(report, "[64, 96, 128]"))
         experiment.data = Given(experiment.config.data.options, [train], [train], voxel)
         model, told = trained(report, experiment, seconds / (len(edges) - 1))
@@ -259,8 +259,7 @@ def blocks(report: Report, seconds: float) -> dict[str, Any]:
     model, told = trained(report, experiment, seconds)
     found: dict[str, Any] = {"training": told, "table": table(report, model, simulate.UNSEEN, ((0, 1),))}
     tissues = simulate.subject(9100, 6.0 if report.tiny else 1.0)
-    x = simulate.scan(tissues, "S3", 1)
-    scan = np.where(tissues.mask, robust(x, tissues.mask).apply(x), np.float32(0))
+    scan, _ = common(simulate.scan(tissues, "S3", 1), tissues.mask)
     for _ in range(2):
         began = time.perf_counter()
         harmonise.harmonize(model, scan, tissues.mask, samples=1, steps=10)

@@ -3,7 +3,7 @@ harmonization with where all that is wanted is a table."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from pydantic import Field
 from flowcore import files
 from flowcore.errors import InputError, UsageError
 from flowcore.plugin.contracts import Trained
+from flowplat_mri import reading
 
 ROUNDS, CLOSE = 1000, 1e-6
 
@@ -124,17 +125,13 @@ def _posterior(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return new_shift, new_scale
 
 
-def _rows(path: Path) -> list[Mapping[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as a table: {error}") from error
+def _rows(path: Path) -> list[dict[str, str]]:
+    rows = reading.rows(path, "table")
     if not rows:
         raise InputError(f"{path} has no row")
     if any(None in row or None in row.values() for row in rows):
         raise InputError(f"{path} has rows of another length than its header")
-    return [dict(row) for row in rows]
+    return rows
 
 
 def _number(text: str) -> float | None:

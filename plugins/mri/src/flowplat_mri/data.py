@@ -19,7 +19,8 @@ from flowcore.errors import UsageError
 from flowcore.plugin.contracts import Leaf, Spec
 from flowplat_mri import simulate, slices, target, views
 from flowplat_mri.blocks import Blocks
-from flowplat_mri.scaling import Scale, robust
+from flowplat_mri.scaling import Scale, common
+from flowplat_mri.simulate import Tissues
 from flowplat_mri.slices import Slices
 from flowplat_mri.target import Target
 from flowplat_mri.views import View
@@ -111,10 +112,16 @@ class VolumeSet:
         """The frame in voxels that holds every brain; a cube where slices are cut across all axes."""
         if self._facts:
             x, y, z = self._facts["shape"]
-            return x, y, z
-        sizes = np.array([slices.frame(s.mask)[1] for part in self.scans[:2] for s in part]).max(0)
-        x, y, z = (int(n) for n in (np.full(3, sizes.max()) if self.config.planes == "all" else sizes))
+        else:
+            x, y, z = sizes = self.frame()
+            if self.config.planes == "all":
+                x = y = z = max(sizes)
         return x, y, z
+
+    def frame(self) -> tuple[int, int, int]:
+        """Of the brains as they are."""
+        x, y, z = np.array([slices.frame(s.mask)[1] for part in self.scans[:2] for s in part]).max(0)
+        return int(x), int(y), int(z)
 
     def facts(self) -> dict[str, Any]:
         """See ``Portable.facts``."""
@@ -227,17 +234,26 @@ class Given(VolumeSet):
         return self._given
 
 
-def simulated(subjects: Sequence[int], scanner: str, resolution: float, visit: int = 0) -> list[Scan]:
+def simulated(subjects: Sequence[int], scanner: str, resolution: float) -> list[Scan]:
     """Scans of simulated subjects by their numbers, on the common scale."""
+    return scanned(subjects, drawn(subjects, resolution), scanner)
 
-    def made(number: int) -> Scan:
-        tissues = simulate.subject(number, resolution)
-        x = simulate.scan(tissues, scanner, number * 101 + visit)
-        scale = robust(x, tissues.mask)
-        return Scan(np.where(tissues.mask, scale.apply(x), np.float32(0)), tissues.mask, scale, f"sim-{number:03d}")
+
+def drawn(subjects: Sequence[int], resolution: float) -> list[Tissues]:
+    """Simulated subjects by their numbers."""
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        return list(pool.map(lambda number: simulate.subject(number, resolution), subjects))
+
+
+def scanned(subjects: Sequence[int], drawn: Sequence[Tissues], scanner: str, visit: int = 0) -> list[Scan]:
+    """The scans of ``drawn`` subjects; each ``visit`` has its own noise, coil and tissue constants."""
+
+    def made(number: int, tissues: Tissues) -> Scan:
+        x, scale = common(simulate.scan(tissues, scanner, number * 101 + visit), tissues.mask)
+        return Scan(x, tissues.mask, scale, f"sim-{number:03d}")
 
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        return list(pool.map(made, subjects))
+        return list(pool.map(made, subjects, drawn))
 
 
 class Simulated(VolumeSet):
@@ -257,16 +273,10 @@ class Simulated(VolumeSet):
         scans = simulated(self.numbers, "target", config.resolution)
         return scans[: config.subjects], scans[config.subjects :], (config.resolution,) * 3
 
-    @cached_property
-    def shape(self) -> tuple[int, int, int]:
-        """A frame for brains a tenth larger than the template's, whichever subjects are drawn."""
-        if self._facts:
-            x, y, z = self._facts["shape"]
-            return x, y, z
+    def frame(self) -> tuple[int, int, int]:
+        """For brains a tenth larger than the template's, whichever subjects are drawn."""
         mask = simulate.template(self.config.resolution)[1]
-        sides = [1.1 * (part.stop - part.start) for part in slices.box(mask)]
-        sizes = [8 * int(np.ceil((side + 2) / 8)) for side in sides]
-        x, y, z = [max(sizes)] * 3 if self.config.planes == "all" else sizes
+        x, y, z = (8 * int(np.ceil((1.1 * (part.stop - part.start) + 2) / 8)) for part in slices.box(mask))
         return x, y, z
 
     def tiny(self) -> "Simulated":

@@ -79,8 +79,8 @@ def compared(trained: Trained, case: Case, asked: Asked) -> dict[str, Mapping[st
     space = geometry.canonical(case.source.data, case.source.affine, case.source.name)
     mask, truth = space.forth(case.mask), space.forth(case.truth)
     labels = None if case.labels is None else space.forth(case.labels)
-    truth = np.where(mask, scaling.robust(truth, mask, f"the truth of {case.name}").apply(truth), np.float32(0))
-    x = np.where(mask, scaling.robust(space.data, mask, case.source.name).apply(space.data), np.float32(0))
+    truth, _ = scaling.common(truth, mask, f"the truth of {case.name}")
+    x, _ = scaling.common(space.data, mask, case.source.name)
     made = harmonized(trained, case.source, asked, case.mask)
     result = np.where(mask, target.scale.apply(space.forth(made.data)), np.float32(0))
     ways = (x, histogram.standardized(x, mask, target), histogram.matched(x, mask, target), result)
@@ -93,21 +93,19 @@ def simulated(trained: Trained, seed: int) -> list[Case]:
     made = []
     for number in range(FIRST + 1000 * seed, FIRST + 1000 * seed + SUBJECTS):
         tissues = simulate.subject(number, min(6.0, max(1.0, float(np.mean(voxel)))))
-        labels = np.where(tissues.mask, tissues.fractions.argmax(0) + 1, 0)
         truth = simulate.scan(tissues, "target", number * 31)
         for place, scanner in enumerate(simulate.UNSEEN, 1):
             source = image(simulate.scan(tissues, scanner, number * 31 + place), tissues.affine)
             volume = reading.of_image(source, f"subject {number} on {scanner}")
-            made.append(Case(f"subject {number}", scanner, volume, truth, tissues.mask, labels))
+            made.append(Case(f"subject {number}", scanner, volume, truth, tissues.mask, tissues.labels))
     return made
 
 
 def listed(path: Path) -> Iterator[Case]:
     """The cases of a CSV list. Raises ``InputError`` naming the file that is missing or lies elsewhere."""
-    if path.suffix.lower() not in (".csv", ".tsv") or not path.is_file():
+    if not reading.is_list(path) or not path.is_file():
         raise InputError(f"{path} is no CSV list; evaluate needs one with the columns path, truth and others")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    rows = reading.rows(path)
     if not rows or not {"path", "truth"} <= set(rows[0]):
         raise InputError(f"{path} needs the columns path and truth, and may have subject, mask and labels")
     for row in rows:

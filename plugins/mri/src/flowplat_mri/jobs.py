@@ -1,6 +1,5 @@
 """What a user hands over, a file, a folder, a CSV list, a BIDS root, as a list of volumes and where each goes."""
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -70,7 +69,7 @@ def _of(path: Path, contrast: str, match: str) -> list[Job]:
     if path.is_dir():
         rooted = any(path.glob("sub-*/anat")) or any(path.glob("sub-*/ses-*/anat"))
         return _of_bids(path, contrast) if rooted else _of_folder(path, match)
-    if path.suffix.lower() in (".csv", ".tsv"):
+    if reading.is_list(path):
         return _of_list(path)
     return [_plain(path, Path(path.name))]
 
@@ -110,11 +109,7 @@ def _of_bids(root: Path, contrast: str) -> list[Job]:
 
 def _of_list(path: Path) -> list[Job]:
     """Columns subject, path, mask, lesion, of which path is needed; paths are relative to the list."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as a list: {error}") from error
+    rows = reading.rows(path)
     if not rows or "path" not in rows[0]:
         raise InputError(f"{path} has no column 'path', or no row; its columns are {', '.join(COLUMNS)}")
     made = []

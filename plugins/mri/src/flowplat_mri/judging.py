@@ -1,6 +1,5 @@
 """The quality page of volumes on the disk, each beside its source."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,10 +43,9 @@ def pairs(place: Path, match: str = "") -> list[Pair]:
         if not found:
             raise InputError(f"{place} holds no volume with the sidecar that harmonize writes; give a CSV list")
         return found
-    if place.suffix.lower() not in (".csv", ".tsv") or not place.exists():
+    if not reading.is_list(place) or not place.exists():
         raise InputError(f"{place} is neither a folder nor a CSV list that is there")
-    with place.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="\t" if place.suffix.lower() == ".tsv" else ","))
+    rows = reading.rows(place)
     if not rows or not {"path", "harmonized"} <= set(rows[0]):
         raise InputError(f"{place} needs the columns path and harmonized, and may have subject and mask")
     return [

@@ -57,8 +57,7 @@ def prepared(volume: Volume, mask: np.ndarray | None, voxel: Sequence[float]) ->
     inside = masking.brain(space.data, volume.name) if mask is None else space.forth(mask)
     if int(inside.sum()) < LEAST:
         raise InputError(f"{volume.name} has a mask of {int(inside.sum())} voxels; give one of its brain")
-    scale = scaling.robust(space.data, inside, volume.name)
-    own = np.where(inside, scale.apply(space.data), np.float32(0))
+    own, scale = scaling.common(space.data, inside, volume.name)
     if not geometry.differs(space.voxel, voxel):
         return Prepared(own, inside, own, inside, scale, space)
     there = geometry.resampled(inside.astype(np.float32), space.voxel, voxel) > 0.5

@@ -1,5 +1,6 @@
 """MR volumes as files: NIfTI-1 and -2, MGH; whole and finite, or one line that says what is wrong with which."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,6 +12,7 @@ import numpy as np
 from flowcore.errors import InputError
 
 ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh")
+LISTS = (".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,20 @@ def read_mask(path: Path, like: Volume) -> np.ndarray:
     if not (mask.data > 0).any():
         raise InputError(f"{path} is empty")
     return mask.data > 0
+
+
+def is_list(path: Path) -> bool:
+    """Whether a path is named like a list of volumes or a table of regions."""
+    return path.suffix.lower() in LISTS
+
+
+def rows(path: Path, what: str = "list") -> list[dict[str, str]]:
+    """The rows of a CSV or, by its ending, TSV file, by column. Raises ``InputError`` naming what cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as a {what}: {error}") from error
 
 
 def volumes_in(folder: Path, match: str = "") -> Sequence[Path]:

@@ -40,3 +40,9 @@ def robust(volume: np.ndarray, mask: np.ndarray, name: str = "the volume") -> Sc
     if not high > low:
         raise InputError(f"{name} has one value, {low:g}, wherever its mask is; it shows nothing to harmonize")
     return Scale(low, high)
+
+
+def common(volume: np.ndarray, mask: np.ndarray, name: str = "the volume") -> tuple[np.ndarray, Scale]:
+    """A volume on the common scale, float32, zero outside ``mask``, and its scale; see ``robust``."""
+    scale = robust(volume, mask, name)
+    return np.where(mask, scale.apply(volume), np.float32(0)), scale

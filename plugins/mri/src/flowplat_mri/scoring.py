@@ -12,7 +12,7 @@ from tqdm import tqdm
 from flowcore import files
 from flowcore.data import Batch
 from flowcore.plugin.contracts import Figure, Measured, Trained
-from flowplat_mri import data, histogram, metrics, page, picture, quality, simulate, views
+from flowplat_mri import data, histogram, metrics, page, picture, quality, scaling, simulate, views
 from flowplat_mri.data import Scan, Simulated, VolumeSet
 
 PAGE, RESCAN = "quality.html", "rescan"
@@ -76,21 +76,19 @@ def _cases(volumes: VolumeSet, subjects: int, seed: int) -> list[Case]:
         return [Case("restyled", source, truth, None) for source, truth in zip(changed, held, strict=True)]
     config = volumes.config
     numbers = volumes.numbers[config.subjects :][:subjects]
+    drawn = data.drawn(numbers, config.resolution)
     made = []
     for place, group in enumerate((RESCAN, *simulate.UNSEEN), 1):
-        scanner = "target" if group == RESCAN else group
-        for number, truth, source in zip(
-            numbers, held, data.simulated(numbers, scanner, config.resolution, place), strict=True
-        ):
-            fractions = simulate.subject(number, config.resolution).fractions
-            made.append(Case(group, source, truth, np.where(truth.mask, fractions.argmax(0) + 1, 0)))
+        sources = data.scanned(numbers, drawn, "target" if group == RESCAN else group, place)
+        for truth, source, tissues in zip(held, sources, drawn, strict=True):
+            made.append(Case(group, source, truth, tissues.labels))
     return made
 
 
 def _scan(x: np.ndarray, like: Scan) -> Scan:
     """A volume of any units as a scan of the same brain."""
-    scale = data.robust(x, like.mask, like.name)
-    return Scan(np.where(like.mask, scale.apply(x), np.float32(0)), like.mask, scale, like.name)
+    x, scale = scaling.common(x, like.mask, like.name)
+    return Scan(x, like.mask, scale, like.name)
 
 
 def _compared(trained: Trained, case: Case, draws: int, steps: int, seed: int) -> tuple[Figures, page.Shown]:

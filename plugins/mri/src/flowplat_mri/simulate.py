@@ -42,6 +42,11 @@ class Tissues:
         """Edge of a voxel in mm."""
         return float(self.affine[0, 0])
 
+    @property
+    def labels(self) -> np.ndarray:
+        """(X, Y, Z) of 1, 2, 3 where CSF, GM or WM is most, 0 outside the mask."""
+        return np.where(self.mask, self.fractions.argmax(0) + 1, 0)
+
 
 @dataclass(frozen=True)
 class Scanner:

@@ -50,8 +50,7 @@ def simulated(
             made[name] = images
             continue
         truth = out / "derivatives" / "truth" / name / "anat"
-        labels = np.where(tissues.mask, tissues.fractions.argmax(0) + 1, 0)
-        writing.save(truth / f"{name}_dseg.nii.gz", image(labels, tissues.affine, np.uint8))
+        writing.save(truth / f"{name}_dseg.nii.gz", image(tissues.labels, tissues.affine, np.uint8))
         writing.save(truth / f"{name}_desc-brain_mask.nii.gz", image(tissues.mask, tissues.affine, np.uint8))
         for scanner, one in images.items():
             writing.save(out / place_of(name, scanner), one)

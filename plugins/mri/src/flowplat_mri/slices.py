@@ -1,6 +1,8 @@
 """Volumes cut for a network: slices across an axis, or blocks, each with what the network is told of it."""
 
 from collections.abc import Sequence
+from copy import copy
+from typing import Self
 
 import numpy as np
 import torch
@@ -95,17 +97,44 @@ def conditions(view: Tensor | None, mask: Tensor, places: Sequence[Tensor], axis
     return torch.cat(parts, 1)
 
 
-class Slices:
-    """A ``flowcore.data.Source`` of slices: ``targets`` (S, X, Y, Z), ``views`` (S, M, X, Y, Z) or None, ``masks``
-    (S, X, Y, Z), and ``places``, for each axis the coordinates (S, X), (S, Y), (S, Z). Half of the slices of a batch
-    are mirrored, left to right, where ``mirror`` is set: brains are nearly symmetric."""
+class Framed:
+    """Volumes in memory that a source cuts: ``targets`` (S, X, Y, Z), ``views`` (S, M, X, Y, Z) or None, ``masks``
+    (S, X, Y, Z), and ``places``, for each axis the coordinates (S, X), (S, Y), (S, Z). Half of what is cut is mirrored,
+    left to right, where ``mirror`` is set: brains are nearly symmetric. See ``flowcore.data.Resident``."""
+
+    def __init__(
+        self, targets: Tensor, views: Tensor | None, masks: Tensor, places: Sequence[Tensor], mirror: bool
+    ) -> None:
+        self.targets, self.views, self.masks, self.places = targets, views, masks, list(places)
+        self.mirror = mirror
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that all take."""
+        return sum(one.nbytes for one in (self.targets, self.views, self.masks) if one is not None)
+
+    def to(self, device: torch.device) -> Self:
+        """The same on ``device``."""
+        moved = copy(self)
+        moved.targets, moved.masks = self.targets.to(device), self.masks.to(device)
+        moved.views = None if self.views is None else self.views.to(device)
+        moved.places = [one.to(device) for one in self.places]
+        return moved
+
+    def flips(self, count: int, generator: torch.Generator) -> Tensor:
+        """Which of ``count`` are mirrored, (count,) bool."""
+        return torch.rand(count, generator=generator) < (0.5 if self.mirror else 0.0)
+
+
+class Slices(Framed):
+    """A ``flowcore.data.Source`` of slices across ``axes``."""
 
     def __init__(
         self, targets: Tensor, views: Tensor | None, masks: Tensor, places: Sequence[Tensor], axes: Sequence[int],
         neighbours: int, mirror: bool,
     ) -> None:  # fmt: skip
-        self.targets, self.views, self.masks, self.places = targets, views, masks, list(places)
-        self.neighbours, self.mirror = neighbours, mirror
+        super().__init__(targets, views, masks, places, mirror)
+        self.neighbours = neighbours
         guises = 1 if views is None else views.shape[1]
         self.rows = torch.tensor([
             (subject, guise, axis, int(number))
@@ -118,24 +147,10 @@ class Slices:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def nbytes(self) -> int:
-        """See ``flowcore.data.Resident``."""
-        return sum(one.nbytes for one in (self.targets, self.views, self.masks) if one is not None)
-
-    def to(self, device: torch.device) -> "Slices":
-        """See ``flowcore.data.Resident``."""
-        moved = object.__new__(Slices)
-        moved.__dict__.update(self.__dict__)
-        moved.targets, moved.masks = self.targets.to(device), self.masks.to(device)
-        moved.views = None if self.views is None else self.views.to(device)
-        moved.places = [one.to(device) for one in self.places]
-        return moved
-
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """See ``Source.batch``."""
         wanted = self.rows[rows]
-        flips = torch.rand(len(rows), generator=generator) < (0.5 if self.mirror else 0.0)
+        flips = self.flips(len(rows), generator)
         made, order = [], []
         for axis in wanted[:, 2].unique().tolist():
             mine = (wanted[:, 2] == axis).nonzero().flatten()
