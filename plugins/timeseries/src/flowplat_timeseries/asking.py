@@ -15,7 +15,7 @@ from flowcore.plugin.contracts import Trained
 from flowcore.seeds import generator
 from flowplat_timeseries import forecasting, guidance
 from flowplat_timeseries.data import SeriesSet
-from flowplat_timeseries.windows import Pattern, Scaled, hidden, observed, scaled
+from flowplat_timeseries.windows import Pattern, Scaled, ends, hidden
 
 ROWS = 1024  # windows times samples that are asked for at once
 
@@ -51,10 +51,7 @@ def told(data: SeriesSet, values: Sequence[np.ndarray], ahead: bool = True) -> S
     """The last windows of some series as a model takes them: with ``ahead`` the context before a horizon of which
     nothing is known; without, a whole window, gaps and all."""
     config = data.config
-    cuts = [observed(one, config.context, config.horizon, data.lags, ahead) for one in values]
-    long = torch.from_numpy(np.stack([long for long, _ in cuts]))
-    level = torch.tensor([level for _, level in cuts], dtype=torch.float64)
-    return scaled(long, config.context, data.lags, level, config.scaling)
+    return ends(values, config.context, config.horizon, data.lags, config.scaling, ahead)
 
 
 def draw(trained: Trained, windows: Scaled, asked: Asked, draws: torch.Generator) -> Tensor:

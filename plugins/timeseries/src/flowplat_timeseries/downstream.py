@@ -24,6 +24,7 @@ from flowplat_timeseries import baselines, calendar
 from flowplat_timeseries.asking import told
 from flowplat_timeseries.data import SeriesSet
 from flowplat_timeseries.metrics import scores
+from flowplat_timeseries.synthesis import windows_of
 from flowplat_timeseries.windows import Scaled
 
 Forecaster = Literal["deepar", "feed_forward", "tft"]
@@ -104,9 +105,8 @@ def downstream_score(
     tests = [one.values for one in data.tests]
     windows = told(data, [one[:-horizon] for one in tests])
     truth, past = np.stack([one[-horizon:] for one in tests]), [one[:-horizon] for one in tests]
-    source, count = data.train(), len(samples)
-    real = source.batch(torch.arange(count) % len(source), generator(measured.seed, "downstream"))
-    kept = torch.ones(count, dtype=torch.bool) if real.mask is None else real.mask[:, 0].bool().all(1)
+    count = len(samples)
+    real = windows_of(data, count, generator(measured.seed, "downstream"))
 
     def score(learnt_from: Tensor) -> float:
         made = taught(
@@ -119,7 +119,7 @@ def downstream_score(
     return {
         f"downstream_{forecaster}": Figure(
             score(samples.x1[:, 0]),
-            floor=score(real.x1[kept if bool(kept.any()) else slice(None)][:, 0]),
+            floor=score(real),
             baselines={"seasonal_naive": scores(naive, truth, past, season)["crps"]},
             note=f"{forecaster} taught on {count} samples, {epochs} x {batches} batches; floor: on real windows",
         )

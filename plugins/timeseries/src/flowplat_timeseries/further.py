@@ -20,7 +20,7 @@ from flowplat_timeseries.data import SeriesSet
 from flowplat_timeseries.metrics import scores, simple
 from flowplat_timeseries.reading import Columns, Series
 from flowplat_timeseries.synthesis import taught
-from flowplat_timeseries.tasks import Freq, Item, Target, Time, brought, finish, split
+from flowplat_timeseries.tasks import Freq, Item, Target, Time, brought, finish, pasts
 from flowplat_timeseries.windows import Scaled, observed, scaled
 
 LEARNED = 2000  # windows that ridge regression sees
@@ -67,28 +67,19 @@ def refine(
     files.refuse_ending(out, *writing.TABLES)
     data = cast(SeriesSet, trained.data)
     of_everything(data, "refine")
-    horizon, context = data.config.horizon, data.config.context
-    series, skipped = (
-        brought(trained, inputs, freq, Columns(time, item, target)) if inputs else (data.tests, dict(data.skipped))
-    )
-    truth: np.ndarray | None = None
-    if compare or not inputs:
-        series, skipped = split(series, skipped, horizon)
-        truth = np.stack([one.values[-horizon:] for one in series])
-        series = [one.until(len(one.values) - horizon) for one in series]
+    horizon = data.config.horizon
+    series, truth, skipped = pasts(trained, inputs, compare, freq, Columns(time, item, target))
     histories = [one.values for one in series]
     windows = told(data, histories)
     if base == "linear":
         first = np.repeat(_linear(data, windows, seed)[:, None], samples, 1)
     else:
         first = _base(base, series, horizon, data.season, samples, seed)
-    loc, size = windows.loc[:, None, None].numpy(), windows.scale[:, None, None].numpy()
-    guess = torch.zeros(len(series), first.shape[1], context + horizon)
-    guess[:, :, context:] = torch.from_numpy((first - loc) / size).float()
     trained.network.eval()
     x = refining.refine(
-        trained.parts(), trained.network, windows.x, windows.mask, guess, method=method, iterations=iterations,
-        rate=rate, likelihood=likelihood, scale=scale, generator=generator(seed, "refine", device=trained.device),
+        trained.parts(), trained.network, windows.x, windows.mask, windows.guess(first), method=method,
+        iterations=iterations, rate=rate, likelihood=likelihood, scale=scale,
+        generator=generator(seed, "refine", device=trained.device),
     )  # fmt: skip
     made = permuted(windows.back(x.cpu()).numpy()[:, :, -horizon:], seed)
     found: dict[str, Any] = {"series": len(series), "horizon": horizon, "base": base, "skipped": skipped}
@@ -98,7 +89,7 @@ def refine(
             name: scores(drawn, truth, histories, data.season)
             for name, drawn in simple(series, horizon, data.season, seed, slow=False).items()
         }
-    return finish(series, made, truth, found, out, context)
+    return finish(series, made, truth, found, out, data.config.context)
 
 
 def _linear(data: SeriesSet, windows: Scaled, seed: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from gluonts.model.predictor import Predictor
 from flowcore.errors import InputError, UsageError
 from flowcore.plugin.contracts import Parts
 from flowplat_timeseries import refining
-from flowplat_timeseries.windows import Windows, observed, scaled
+from flowplat_timeseries.windows import Windows, ends
 
 OPTIONS = "refined.json"
 TOLD = 64  # windows that say which time stands for all
@@ -66,25 +66,18 @@ class Refined(Predictor):
 
     def _refined(self, entries: Sequence[dict[str, Any]], samples: int) -> Iterator[Forecast]:
         module = self.flow.prediction_net
-        context, horizon = module.context_length, module.prediction_length
+        horizon = module.prediction_length
         casts = matched(entries, list(self.base.predict(cast(Dataset, entries))))
         levels = (np.arange(samples) + 1) / (samples + 1)
         first = np.stack([[one.quantile(float(level)) for level in levels] for one in casts]).astype(np.float64)
         values = [np.asarray(entry[FieldName.TARGET], np.float64) for entry in entries]
         values = [np.where(np.isfinite(one), one, np.nan) for one in values]
-        cuts = [observed(one, context, horizon, module.lags) for one in values]
-        long = torch.from_numpy(np.stack([cut for cut, _ in cuts]))
-        level = torch.tensor([size for _, size in cuts], dtype=torch.float64)
-        windows = scaled(long, context, module.lags, level, module.scaling)
-        guess = torch.zeros(len(entries), samples, context + horizon)
-        guess[:, :, context:] = (
-            (torch.from_numpy(first) - windows.loc[:, None, None]) / windows.scale[:, None, None]
-        ).float()
+        windows = ends(values, module.context_length, horizon, module.lags, module.scaling)
         parts: Parts = module.parts()
         draws = torch.Generator(parts.device).manual_seed(int(torch.randint(2**62, ())))
         module.eval()
         x = refining.refine(
-            parts, module.average.module, windows.x, windows.mask, guess, generator=draws, **self.options
+            parts, module.average.module, windows.x, windows.mask, windows.guess(first), generator=draws, **self.options
         )
         made = windows.back(x.cpu())[:, :, -horizon:].float()
         for one, rows in zip(casts, made, strict=True):

@@ -31,6 +31,15 @@ def taught(windows: Tensor, context: int, told: Tensor) -> np.ndarray:
     return np.asarray(learnt.predict(told.double().numpy()))
 
 
+def windows_of(data: SeriesSet, count: int, draws: torch.Generator) -> Tensor:
+    """``count`` windows (n, L) of the training series, scaled; of these the ones without gaps, if there are any."""
+    source = data.train()
+    real = source.batch(torch.arange(count) % len(source), draws)
+    whole = torch.ones(count, dtype=torch.bool) if real.mask is None else real.mask[:, 0].bool().all(1)
+    x: Tensor = real.x1[:, 0]
+    return x[whole] if bool(whole.any()) else x
+
+
 def linear_predictive_score(samples: Batch, measured: Measured) -> Mapping[str, Figure]:
     """The error, on held-out windows, of ridge regression that was taught on the samples alone.
 
@@ -46,12 +55,8 @@ def linear_predictive_score(samples: Batch, measured: Measured) -> Mapping[str, 
     windows = told(data, tests, ahead=False)
     known = windows.mask[:, 0, context:].bool().numpy()
     truth = np.nan_to_num(np.stack([one[-horizon:] for one in tests]))
-    source = data.train()
     count = len(samples)
-    real = source.batch(torch.arange(count) % len(source), generator(measured.seed, "linear predictive score"))
-    whole = torch.ones(count, dtype=torch.bool) if real.mask is None else real.mask[:, 0].bool().all(1)
-    if not bool(whole.any()):
-        whole[:] = True
+    real = windows_of(data, count, generator(measured.seed, "linear predictive score"))
 
     def score(learnt_from: Tensor) -> float:
         made = taught(learnt_from, context, windows.x[:, 0, :context])
@@ -61,7 +66,7 @@ def linear_predictive_score(samples: Batch, measured: Measured) -> Mapping[str, 
     return {
         "linear_predictive_score": Figure(
             score(samples.x1[:, 0]),
-            floor=score(real.x1[whole][:, 0]),
+            floor=score(real),
             baselines={"seasonal_naive": missed(naive, truth, known)},
             note=f"ridge regression taught on {count} samples; floor: on real windows",
         )

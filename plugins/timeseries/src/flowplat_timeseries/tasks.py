@@ -76,15 +76,7 @@ def forecast(
     files.refuse_ending(out, *writing.TABLES)
     data = cast(SeriesSet, trained.data)
     horizon = data.config.horizon
-    truth: np.ndarray | None = None
-    if inputs:
-        series, skipped = brought(trained, inputs, freq, Columns(time, item, target))
-    else:
-        series, skipped, compare = data.tests, dict(data.skipped), True
-    if compare:
-        series, skipped = split(series, skipped, horizon)
-        truth = np.stack([one.values[-horizon:] for one in series])
-        series = [one.until(len(one.values) - horizon) for one in series]
+    series, truth, skipped = pasts(trained, inputs, compare, freq, Columns(time, item, target))
     asked = Asked(
         samples=samples, steps=steps, likelihood=likelihood, scale=scale, weight=weight, prior_steps=prior_steps
     )
@@ -97,6 +89,21 @@ def forecast(
         found["figures"] = scores(made, truth, histories, data.season)
         found["baselines"] = {name: scores(drawn, truth, histories, data.season) for name, drawn in others.items()}
     return finish(series, made, truth, found, out, data.config.context)
+
+
+def pasts(
+    trained: Trained, inputs: Sequence[Any], compare: bool, freq: str | None, columns: Columns
+) -> tuple[list[Series], np.ndarray | None, dict[str, str]]:
+    """What is forecast from: the series brought, or to ``compare``, and without any of the model's own held-out ones,
+    these before their last horizon and what came then (n, horizon); and which are left out and why."""
+    data = cast(SeriesSet, trained.data)
+    series, skipped = brought(trained, inputs, freq, columns) if inputs else (data.tests, dict(data.skipped))
+    if inputs and not compare:
+        return series, None, skipped
+    horizon = data.config.horizon
+    series, skipped = split(series, skipped, horizon)
+    truth = np.stack([one.values[-horizon:] for one in series])
+    return [one.until(len(one.values) - horizon) for one in series], truth, skipped
 
 
 def split(series: Sequence[Series], skipped: dict[str, str], horizon: int) -> tuple[list[Series], dict[str, str]]:

@@ -61,6 +61,13 @@ class Scaled(NamedTuple):
         shape = (-1, *(1,) * (x.ndim - 1))
         return x.double() * self.scale.double().reshape(shape) + self.loc.double().reshape(shape)
 
+    def guess(self, ahead: np.ndarray) -> Tensor:
+        """Forecasts (B, S, P) in the units of their series as the ends of scaled windows (B, S, L), zeros before."""
+        out = torch.zeros(*ahead.shape[:2], self.x.shape[2])
+        scaled = (torch.from_numpy(ahead) - self.loc[:, None, None]) / self.scale[:, None, None]
+        out[:, :, -ahead.shape[2] :] = scaled.float()
+        return out
+
 
 def channels(long: Tensor, lags: Sequence[int]) -> tuple[Tensor, Tensor]:
     """(B, M + L), M the largest lag, NaN where nothing is known: the channels (B, 1 + K, L) and their mask.
@@ -203,6 +210,16 @@ def observed(
     reach = max(lags, default=0)
     stop = len(values) + (horizon if ahead else 0)
     return cut(values, stop, reach + context + horizon), level_of(values)
+
+
+def ends(
+    values: Sequence[np.ndarray], context: int, horizon: int, lags: Sequence[int], scaling: Scaling, ahead: bool = True
+) -> Scaled:
+    """The last windows of some series, ``scaled``; see ``observed``."""
+    cuts = [observed(one, context, horizon, lags, ahead) for one in values]
+    long = torch.from_numpy(np.stack([long for long, _ in cuts]))
+    level = torch.tensor([level for _, level in cuts], dtype=torch.float64)
+    return scaled(long, context, lags, level, scaling)
 
 
 Pattern = Literal["none", "random", "start", "end"]
