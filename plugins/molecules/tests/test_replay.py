@@ -133,3 +133,22 @@ def test_gradients_add_up_over_parts_of_a_batch():
             sum(leaf.square().sum() for leaf in one(*given).values()).backward()
     for one, other in zip(net.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_one_recording_serves_the_batches_it_has_room_for(monkeypatch, grad):
+    recorded = []
+
+    def stand_in(net, plain, given):  # what a GPU would record, on the processor
+        recorded.append(given)
+        return Flat(net, plain)
+
+    monkeypatch.setattr("flowplat_molecules.replay._recorded", stand_in)
+    net, graphs = network(), Graphs()
+    with torch.set_grad_enabled(grad):
+        for sizes in ((14, 17, 15), (15, 15, 16), (13, 17, 16)):
+            x, t, told, index = batch(sizes)
+            here, there = graphs(net, net.plain, x, t, told, index), net.plain(x, t, told, index)
+            for name in LEAVES:
+                torch.testing.assert_close(here[name], there[name], rtol=1e-9, atol=1e-9)
+    assert len(recorded) == 1

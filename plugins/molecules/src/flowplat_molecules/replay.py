@@ -7,7 +7,7 @@ Molecules do not see one another: what is there gets the same numbers, up to the
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any, cast
@@ -108,6 +108,12 @@ def _captured(work: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUD
         return graph, work()
 
 
+def _refill(static: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """What a graph reads, in its place."""
+    for here, there in zip(static, given, strict=True):
+        here.copy_(there)
+
+
 class _Replay(torch.autograd.Function):
     """The answer of a forward graph; its backward graph gives the gradients of the weights."""
 
@@ -115,16 +121,14 @@ class _Replay(torch.autograd.Function):
     def forward(ctx: Any, graphs: Any, count: int, *given: Tensor) -> tuple[Tensor, ...]:
         forward, static, answer, *ctx.graphs = graphs
         ctx.inputs = count
-        for here, there in zip(static, given[:count], strict=True):
-            here.copy_(there)
+        _refill(static, given[:count])
         forward.replay()
         return tuple(one.detach().clone() for one in answer)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:  # type: ignore[override]
         backward, static, gradients = ctx.graphs
-        for here, there in zip(static, slopes, strict=True):
-            here.copy_(there)
+        _refill(static, slopes)
         backward.replay()
         return None, None, *[None] * ctx.inputs, *(None if one is None else one.clone() for one in gradients)
 
@@ -162,8 +166,7 @@ def _recorded(network: nn.Module, plain: Plain, given: tuple[Tensor, ...]) -> Ca
         return lambda *given: _Replay.apply(graphs, len(static), *given, *learned)  # type: ignore[no-untyped-call,no-any-return]
 
     def call(*given: Tensor) -> tuple[Tensor, ...]:
-        for here, there in zip(static, given, strict=True):
-            here.copy_(there)
+        _refill(static, given)
         forward.replay()
         return tuple(one.clone() for one in answer)
 
@@ -185,29 +188,24 @@ class Graphs:
     ) -> State:
         """``plain(x, t, condition, index)`` by a graph that has room for it, recorded where none has; without one and
         after a word in the log, where none can be recorded."""
-        if torch.is_grad_enabled() in self.refused:
-            return plain(x, t, condition, index)
         grad, size = torch.is_grad_enabled(), Size(len(t), len(x["positions"]), len(x["bonds"]))
         kinds = tuple(x[name].dtype for name in LEAVES), t.dtype, None if condition is None else condition.dtype
-        kept, sizes = self.kept[grad], None
-        for one in kept:
-            sizes = size.filling(one.room) if one.kinds == kinds else None
-            if sizes is not None:
-                break
-        else:
-            room = size.with_room()
-            sizes = size.filling(room)
-            if sizes is None:  # too few pairs for it to matter
-                return plain(x, t, condition, index)
+        kept = self.kept[grad]
+        one = next((one for one in kept if one.kinds == kinds and size.filling(one.room) is not None), None)
+        room = size.with_room() if one is None else one.room
+        sizes = size.filling(room)
+        if sizes is None or grad in self.refused:  # so few pairs that it would not matter
+            return plain(x, t, condition, index)
+        given = filled(x, t, condition, index, sizes, room)
+        if one is None:
             del kept[: max(0, len(kept) + 1 - KEPT[grad])]
             try:
-                one = Recorded(room, kinds, _recorded(network, plain, filled(x, t, condition, index, sizes, room)))
+                one = Recorded(room, kinds, _recorded(network, plain, given))
             except RuntimeError as error:  # CUDA's, and whatever else cannot be captured
                 why = str(error).partition("\n")[0]
                 log.warning("engine.compile: no graph can be recorded (%s), so steps are made one by one", why)
                 self.refused.add(grad)
                 return plain(x, t, condition, index)
             kept.append(one)
-        answer = one.call(*filled(x, t, condition, index, sizes, one.room))
-        rows = {"bonds": size.pairs}
-        return {name: leaf[: rows.get(name, size.atoms)] for name, leaf in zip(LEAVES, answer, strict=True)}
+        rows = dict.fromkeys(LEAVES, size.atoms) | {"bonds": size.pairs}
+        return {name: leaf[: rows[name]] for name, leaf in zip(LEAVES, one.call(*given), strict=True)}
